@@ -1,0 +1,662 @@
+"""From torch's exported program to the IR: a table of ATen overloads, each a few lines."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import UnsupportedError
+from .capture import Captured
+from .ir.graph import Graph, Node, Value
+from .ir.op import Op
+from .ir.ops.attention import Attention
+from .ir.ops.cast import Cast
+from .ir.ops.concat import Concat
+from .ir.ops.cumsum import Cumsum
+from .ir.ops.embedding import Embedding
+from .ir.ops.expand import Expand
+from .ir.ops.experts import Experts
+from .ir.ops.full import Full
+from .ir.ops.gather import Gather
+from .ir.ops.index_select import IndexSelect
+from .ir.ops.iota import Iota
+from .ir.ops.layer_norm import LayerNorm
+from .ir.ops.linear import Linear
+from .ir.ops.matmul import Matmul
+from .ir.ops.permute import Permute
+from .ir.ops.pointwise import Pointwise
+from .ir.ops.reduce import Reduce
+from .ir.ops.rms_norm import RmsNorm
+from .ir.ops.scatter import Scatter
+from .ir.ops.slice import Slice
+from .ir.ops.softmax import Softmax
+from .ir.ops.topk import Topk
+from .ir.ops.view import View
+from .ir.reference import IR_DTYPE
+from .ir.types import Dim, Sym, TensorType, product
+
+Arg = Any
+Handler = Callable[["_Importer", torch.fx.Node, list[Arg], dict[str, Arg]], "Value | tuple[Value, ...] | int"]
+
+
+@dataclass
+class Imported:
+    """The graph, and the values of the parameters that no checkpoint holds (buffers and lifted constants), by name."""
+
+    graph: Graph
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def import_program(captured: Captured) -> Imported:
+    """Lower an exported program. Raises UnsupportedError that names the ATen op and the model's source line."""
+    return _Importer(captured).run()
+
+
+def shape_text(shape: Sequence[Dim]) -> str:
+    return ",".join(map(str, shape))
+
+
+class _Importer:
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+        self.nodes: list[Node] = []
+        self.params: dict[str, Value] = {}
+        self.env: dict[torch.fx.Node, Any] = {}
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.symbols: dict[str, str] = {}
+        self.scope = ""
+        self.source = ""
+        self.counter = 0
+        self.caches: dict[tuple[int, str], int] = {}
+
+    # --- building -------------------------------------------------------------------------------------------------
+
+    def emit(self, op: Op, *inputs: Value) -> Value:
+        (out,) = self.emit_all(op, *inputs)
+        return out
+
+    def emit_all(self, op: Op, *inputs: Value) -> tuple[Value, ...]:
+        outputs = []
+        for kind in op.infer(*(v.type for v in inputs)):
+            outputs.append(Value(f"%{self.counter}", kind))
+            self.counter += 1
+        self.nodes.append(Node(op, inputs, tuple(outputs), self.scope, self.source))
+        return tuple(outputs)
+
+    def scalar(self, number: float, dtype: str) -> Value:
+        return self.emit(Full(str(TensorType(dtype, ())), float(number)))
+
+    def value(self, arg: Arg, dtype: str) -> Value:
+        """An argument as a value: numbers become scalars of `dtype`."""
+        return arg if isinstance(arg, Value) else self.scalar(arg, dtype)
+
+    def cast(self, x: Value, dtype: str) -> Value:
+        return x if x.type.dtype == dtype else self.emit(Cast(dtype), x)
+
+    def view(self, x: Value, shape: Sequence[Dim]) -> Value:
+        return x if tuple(shape) == x.type.shape else self.emit(View(shape_text(shape)), x)
+
+    # --- types ----------------------------------------------------------------------------------------------------
+
+    def dim(self, size: int | torch.SymInt) -> Dim:
+        if isinstance(size, int):
+            return size
+        expr = size.node.expr
+        if expr.is_Integer:
+            return int(expr)
+        coefficient, rest = expr.as_coeff_Mul()
+        name = self.symbols.get(str(rest))
+        if name is None or not coefficient.is_Integer:
+            raise UnsupportedError(f"a dimension of size {expr} is not a multiple of T or R{self.place()}")
+        return Sym(name, int(coefficient))
+
+    def type_of(self, value: torch.Tensor) -> TensorType:
+        if value.dtype not in IR_DTYPE:
+            raise UnsupportedError(f"dtype {value.dtype} is not supported{self.place()}")
+        return TensorType(IR_DTYPE[value.dtype], tuple(self.dim(d) for d in value.shape))
+
+    def place(self) -> str:
+        return f" at {self.scope or 'the top level'}{': ' + self.source if self.source else ''}"
+
+    # --- the walk -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Imported:
+        program = self.captured.program
+        graph = program.graph_module.graph
+        specs = dict(zip((n for n in graph.nodes if n.op == "placeholder"), program.graph_signature.input_specs, strict=True))
+        inputs: list[Value] = []
+        for node in specs:
+            value = node.meta["val"]
+            if node.name in ("input_ids", "position_ids") and not isinstance(value.shape[1], int):
+                self.symbols.setdefault(str(value.shape[1].node.expr), "T")
+            if node.name == "logits_rows":
+                self.symbols.setdefault(str(value.shape[0].node.expr), "R")
+        if not any(s == "R" for s in self.symbols.values()):
+            raise UnsupportedError("the model's forward does not take the rows whose logits are wanted")
+        outputs: tuple[Value, ...] = ()
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self.placeholder(node, specs[node], inputs)
+            elif node.op == "call_function":
+                self.locate(node)
+                self.env[node] = self.call(node)
+            elif node.op == "output":
+                mutated = len(program.graph_signature.buffers_to_mutate)
+                outputs = tuple(self.env[a] for a in node.args[0][mutated:] if isinstance(a, torch.fx.Node))
+            else:
+                raise UnsupportedError(f"a {node.op} node is not supported: {node}")
+        return Imported(Graph(tuple(inputs), tuple(self.params.values()), tuple(self.nodes), outputs[-1:]), self.buffers)
+
+    def placeholder(self, node: torch.fx.Node, spec: Any, inputs: list[Value]) -> Value:
+        value = node.meta["val"]
+        if spec.kind.name == "USER_INPUT":
+            made = Value(f"%{node.name}", self.type_of(value))
+            inputs.append(made)
+            return made
+        name = str(spec.target).removeprefix("m.")
+        made = Value(f"@{name}", self.type_of(value))
+        self.params[made.name] = made
+        if name in self.captured.buffers:
+            self.buffers[name] = self.captured.buffers[name]
+        elif spec.kind.name == "CONSTANT_TENSOR":
+            constant = self.captured.program.constants[spec.target]
+            if constant.device.type == "meta":
+                raise UnsupportedError(f"the model makes a constant tensor {name} whose value is lost on the meta device")
+            self.buffers[name] = constant.detach().clone()
+        return made
+
+    def locate(self, node: torch.fx.Node) -> None:
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed(stack.values()))[0] if stack else ""
+        self.scope = str(path)[2:]  # the path starts at the wrapper's `m`
+        trace = node.meta.get("stack_trace") or ""
+        lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File")]
+        self.source = lines[-1] if lines else ""
+
+    def lookup(self, arg: Arg) -> Arg:
+        if isinstance(arg, torch.fx.Node):
+            return self.env[arg]
+        if isinstance(arg, list | tuple):
+            return [self.lookup(a) for a in arg]
+        return arg
+
+    def call(self, node: torch.fx.Node) -> Any:
+        made = node.meta.get("val")
+        if isinstance(made, int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool):
+            return made if not isinstance(made, torch.SymInt) else self.symbolic(made)
+        if node.target is operator.getitem:
+            return self.env[node.args[0]][node.args[1]]  # type: ignore[index]
+        name = str(node.target)
+        if name in IGNORED:
+            return None
+        handler = HANDLERS.get(name) or HANDLERS.get(name.rpartition(".")[0])
+        if handler is None:
+            raise UnsupportedError(f"{name} has no lowering{self.place()}", "docs/extending.md shows how to add one in a file")
+        result = handler(self, node, [self.lookup(a) for a in node.args], {k: self.lookup(v) for k, v in node.kwargs.items()})
+        self.check(node, result)
+        return result
+
+    def symbolic(self, size: torch.SymInt) -> Any:
+        try:
+            return self.dim(size)
+        except UnsupportedError:
+            return None  # a size that only guards use; a handler that needs it will say so
+
+    def check(self, node: torch.fx.Node, result: Any) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and isinstance(result, Value):
+            expected = self.type_of(value)
+            if expected != result.type:
+                raise UnsupportedError(f"{node.target} gives {expected}, its lowering {result.type}{self.place()}", "a bug in the importer: please report it")
+
+
+def _out(im: _Importer, node: torch.fx.Node) -> TensorType:
+    return im.type_of(node.meta["val"])
+
+
+def _unary(fn: str) -> Handler:
+    return lambda im, node, args, kwargs: im.emit(Pointwise(fn, _out(im, node).dtype), args[0])
+
+
+def _binary(fn: str, swap: bool = False) -> Handler:
+    def handle(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+        out = _out(im, node)
+        a, b = (args[1], args[0]) if swap else (args[0], args[1])
+        alpha = kwargs.get("alpha", args[2] if len(args) > 2 and isinstance(args[2], int | float) else 1)
+        kinds = [v.type.dtype for v in (a, b) if isinstance(v, Value)]
+        number = out.dtype if out.is_float and out.dtype != "bool" else next((k for k in kinds if k != "bool"), "i64")
+        if out.dtype == "bool" and any(isinstance(v, float) for v in (a, b)):
+            number = next((k for k in kinds if k.startswith(("f", "bf"))), "f32")
+        a, b = im.value(a, number), im.value(b, number)
+        if alpha != 1:
+            b = im.emit(Pointwise("mul", out.dtype), b, im.scalar(alpha, out.dtype))
+        return im.emit(Pointwise(fn, out.dtype), a, b)
+
+    return handle
+
+
+def _div(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    mode = kwargs.get("rounding_mode")
+    if mode not in (None, "floor"):
+        raise UnsupportedError(f"division with rounding {mode}{im.place()}")
+    return _binary("floor_div" if mode else "div")(im, node, args, {})  # type: ignore[return-value]
+
+
+def _pow(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    out = _out(im, node).dtype
+    special = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+    if isinstance(args[1], int | float) and args[1] in special:
+        return im.emit(Pointwise(special[args[1]], out), args[0])
+    return im.emit(Pointwise("pow", out), im.value(args[0], out), im.value(args[1], out))
+
+
+def _clamp(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    out = _out(im, node).dtype
+    low = args[1] if len(args) > 1 else kwargs.get("min")
+    high = args[2] if len(args) > 2 else kwargs.get("max")
+    x = args[0]
+    if low is not None:
+        x = im.emit(Pointwise("max", out), x, im.value(low, out))
+    if high is not None:
+        x = im.emit(Pointwise("min", out), x, im.value(high, out))
+    return x
+
+
+def _where(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    out = _out(im, node).dtype
+    return im.emit(Pointwise("where", out), args[0], im.value(args[1], out), im.value(args[2], out))
+
+
+def _masked_fill(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    out = _out(im, node).dtype
+    return im.emit(Pointwise("where", out), args[1], im.value(args[2], out), args[0])
+
+
+def _gelu(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    tanh = kwargs.get("approximate", "none") == "tanh"
+    return im.emit(Pointwise("gelu_tanh" if tanh else "gelu", _out(im, node).dtype), args[0])
+
+
+def _softplus(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    if args[1:] not in ([], [1], [1, 20], [1.0, 20.0], [1.0]):
+        raise UnsupportedError(f"softplus with beta or threshold{im.place()}")
+    return im.emit(Pointwise("softplus", _out(im, node).dtype), args[0])
+
+
+def _cast(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    return im.cast(args[0], _out(im, node).dtype)
+
+
+def _same(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    return args[0]
+
+
+def _reshape(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    return im.view(args[0], _out(im, node).shape)
+
+
+def _permute(order: Callable[[int, list[Arg]], list[int]]) -> Handler:
+    def handle(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+        rank = len(args[0].type.shape)
+        return im.emit(Permute(tuple(d % rank for d in order(rank, args))), args[0])
+
+    return handle
+
+
+def _swap(rank: int, args: list[Arg]) -> list[int]:
+    order = list(range(rank))
+    a, b = args[1] % rank, args[2] % rank
+    order[a], order[b] = order[b], order[a]
+    return order
+
+
+def _expand(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    shape = _out(im, node).shape
+    return args[0] if shape == args[0].type.shape else im.emit(Expand(shape_text(shape)), args[0])
+
+
+def _slice(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    x = args[0]
+    out = _out(im, node)
+    if out.shape == x.type.shape:
+        return x
+    dim = (args[1] if len(args) > 1 else 0) % len(x.type.shape)
+    size = x.type.shape[dim]
+    if not isinstance(size, int):
+        raise UnsupportedError(f"a slice of the token dimension is not batch invariant{im.place()}")
+    start = args[2] if len(args) > 2 and args[2] is not None else 0
+    stop = args[3] if len(args) > 3 and args[3] is not None else size
+    clip = lambda i: max(0, min(size, i + size if i < 0 else i))  # noqa: E731
+    return im.emit(Slice(dim, clip(start), max(clip(start), clip(stop)), args[4] if len(args) > 4 else 1), x)
+
+
+def _select(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    x, dim, index = args
+    dim %= len(x.type.shape)
+    size = x.type.shape[dim]
+    if size == 1:
+        return im.view(x, _out(im, node).shape)
+    if not isinstance(size, int):
+        raise UnsupportedError(f"one token is selected by its place in the batch{im.place()}")
+    index %= size
+    return im.view(im.emit(Slice(dim, index, index + 1), x), _out(im, node).shape)
+
+
+def _split(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> tuple[Value, ...]:
+    x, sizes = args[0], args[1]
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % len(x.type.shape)
+    total = x.type.shape[dim]
+    if not isinstance(total, int):
+        raise UnsupportedError(f"the token dimension is split{im.place()}")
+    if isinstance(sizes, int):
+        sizes = [min(sizes, total - i) for i in range(0, total, sizes)]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return tuple(im.emit(Slice(dim, a, a + n), x) for a, n in zip(starts, sizes, strict=True))
+
+
+def _chunk(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> tuple[Value, ...]:
+    x = args[0]
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % len(x.type.shape)
+    total = x.type.shape[dim]
+    if not isinstance(total, int):
+        raise UnsupportedError(f"the token dimension is split{im.place()}")
+    return _split(im, node, [x, math.ceil(total / args[1]), dim], {})
+
+
+def _unbind(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> tuple[Value, ...]:
+    x = args[0]
+    dim = (args[1] if len(args) > 1 else 0) % len(x.type.shape)
+    shape = x.type.shape[:dim] + x.type.shape[dim + 1 :]
+    return tuple(im.view(v, shape) for v in _split(im, node, [x, 1, dim], {}))
+
+
+def _cat(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    out = _out(im, node)
+    dim = (args[1] if len(args) > 1 else 0) % len(out.shape)
+    return im.emit(Concat(dim), *[im.cast(v, out.dtype) for v in args[0] if v.type.shape != (0,)])
+
+
+def _stack(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    out = _out(im, node)
+    dim = (args[1] if len(args) > 1 else 0) % len(out.shape)
+    parts = [im.view(im.cast(v, out.dtype), (*v.type.shape[:dim], 1, *v.type.shape[dim:])) for v in args[0]]
+    return im.emit(Concat(dim), *parts)
+
+
+def _slice_scatter(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """A range of a tensor overwritten: what lies before it, the new values, what lies after it."""
+    base, src = args[0], args[1]
+    dim = (args[2] if len(args) > 2 else 0) % len(base.type.shape)
+    size = base.type.shape[dim]
+    start = args[3] if len(args) > 3 and args[3] is not None else 0
+    stop = args[4] if len(args) > 4 and args[4] is not None else size
+    if src.type == base.type:
+        return src
+    if not isinstance(size, int) or (len(args) > 5 and args[5] != 1):
+        raise UnsupportedError(f"a slice of the token dimension is overwritten{im.place()}")
+    stop = min(stop, size)
+    parts = [src]
+    if start > 0:
+        parts.insert(0, im.emit(Slice(dim, 0, start), base))
+    if stop < size:
+        parts.append(im.emit(Slice(dim, stop, size), base))
+    return im.emit(Concat(dim), *parts) if len(parts) > 1 else src
+
+
+def _repeat(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    x, counts = args
+    x = im.view(x, (1,) * (len(counts) - len(x.type.shape)) + x.type.shape)
+    for dim, count in enumerate(counts):
+        if count != 1:
+            x = im.emit(Concat(dim), *[x] * count)
+    return x
+
+
+def _repeat_interleave(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    x, count = args[0], args[1]
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % len(x.type.shape)
+    shape = x.type.shape
+    apart = im.view(x, (*shape[: dim + 1], 1, *shape[dim + 1 :]))
+    repeated = im.emit(Expand(shape_text((*shape[: dim + 1], count, *shape[dim + 1 :]))), apart)
+    return im.view(repeated, _out(im, node).shape)
+
+
+def _reduce(fn: str) -> Handler:
+    def handle(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+        x, out = args[0], _out(im, node)
+        rank = len(x.type.shape)
+        dims = args[1] if len(args) > 1 and args[1] is not None else list(range(rank))
+        dims = [dims] if isinstance(dims, int) else (dims or list(range(rank)))
+        keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+        return im.emit(Reduce(fn, tuple(sorted(d % rank for d in dims)), keep, out.dtype), x)
+
+    return handle
+
+
+def _extreme(fn: str) -> Handler:
+    """max.dim and min.dim: the values and where they are."""
+
+    def handle(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> tuple[Value, ...]:
+        x, dim = args[0], args[1] % len(args[0].type.shape)
+        keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+        values = im.emit(Reduce(fn, (dim,), keep, x.type.dtype), x)
+        if fn != "max":
+            return values, values
+        return values, im.emit(Reduce("argmax", (dim,), keep, "i64"), x)
+
+    return handle
+
+
+def _argmax(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    if len(args) < 2 or args[1] is None:
+        raise UnsupportedError(f"argmax over all elements{im.place()}")
+    keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+    return im.emit(Reduce("argmax", (args[1] % len(args[0].type.shape),), keep, "i64"), args[0])
+
+
+def _softmax(log: bool) -> Handler:
+    def handle(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+        return im.emit(Softmax(args[1] % len(args[0].type.shape), log, _out(im, node).dtype), args[0])
+
+    return handle
+
+
+def _topk(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> tuple[Value, ...]:
+    x, k = args[0], args[1]
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", -1)
+    largest = args[3] if len(args) > 3 else kwargs.get("largest", True)
+    if dim % len(x.type.shape) != len(x.type.shape) - 1 or not largest:
+        raise UnsupportedError(f"topk of another than the last dimension, or of the smallest{im.place()}")
+    return im.emit_all(Topk(k), x)
+
+
+def _sort(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> tuple[Value, ...]:
+    x = args[0]
+    rest = [a for a in args[1:] if not isinstance(a, bool)]
+    dim = rest[0] if rest else kwargs.get("dim", -1)
+    descending = kwargs.get("descending", next((a for a in args[1:] if isinstance(a, bool)), False))
+    size = x.type.shape[-1]
+    if dim % len(x.type.shape) != len(x.type.shape) - 1 or not descending or not isinstance(size, int):
+        raise UnsupportedError(f"a sort that is not descending over the last dimension{im.place()}")
+    return im.emit_all(Topk(size), x)
+
+
+def _embedding(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    return im.emit(Embedding(), args[0], args[1])
+
+
+def _index(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """x[:, …, index]: one index, of one dimension or as a table look-up of the first."""
+    x, indices = args
+    places = [i for i, index in enumerate(indices) if index is not None]
+    if len(places) != 1 or indices[places[0]].type.dtype == "bool":
+        raise UnsupportedError(f"indexing with several indices or a mask{im.place()}")
+    (dim,), index = places, indices[places[0]]
+    if len(index.type.shape) == 1:
+        return im.emit(IndexSelect(dim), x, index)
+    if dim == 0 and len(x.type.shape) <= 2:
+        table = x if len(x.type.shape) == 2 else im.view(x, (*x.type.shape, 1))
+        return im.view(im.emit(Embedding(), table, index), _out(im, node).shape)
+    raise UnsupportedError(f"indexing dimension {dim} of {x.type} with {index.type}{im.place()}")
+
+
+def _index_select(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    return im.emit(IndexSelect(args[1] % len(args[0].type.shape)), args[0], args[2])
+
+
+def _gather(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    return im.emit(Gather(args[1] % len(args[0].type.shape)), args[0], args[2])
+
+
+def _scatter(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    x, dim, index, src = args[:4]
+    if not isinstance(src, Value):
+        src = im.emit(Full(str(TensorType(x.type.dtype, index.type.shape)), float(src)))
+    return im.emit(Scatter(dim % len(x.type.shape)), x, index, im.cast(src, x.type.dtype))
+
+
+def _cumsum(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    return im.emit(Cumsum(args[1] % len(args[0].type.shape)), im.cast(args[0], _out(im, node).dtype))
+
+
+def _full(number: float | None, place: int = 1) -> Handler:
+    def handle(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+        return im.emit(Full(str(_out(im, node)), float(args[place] if number is None else number)))
+
+    return handle
+
+
+def _arange(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    start, step = 0, 1
+    if len(args) >= 2:
+        start = args[0]
+    if len(args) == 3:
+        step = args[2]
+    out = _out(im, node)
+    if not isinstance(out.shape[0], int):
+        raise UnsupportedError(f"the model numbers the tokens of a batch itself{im.place()}", "it needs position_ids to be compiled")
+    return im.emit(Iota(str(out), start, step))
+
+
+def _linear(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    bias = args[2] if len(args) > 2 else None
+    return im.emit(Linear(bias=bias is not None), args[0], args[1], *([bias] if bias is not None else []))
+
+
+def _addmm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    bias, x, weight = args
+    if not weight.is_param or kwargs:
+        raise UnsupportedError(f"addmm of two computed matrices{im.place()}")
+    return im.emit(Linear(bias=True), x, im.emit(Permute((1, 0)), weight), bias)
+
+
+def _matmul(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    a, b = args
+    if len(b.type.shape) == 2 and b.type.is_static and len(a.type.shape) >= 2:
+        return im.emit(Linear(), a, im.emit(Permute((1, 0)), b))
+    if len(a.type.shape) < 2 or len(b.type.shape) < 2:
+        raise UnsupportedError(f"a product of {a.type} and {b.type}{im.place()}")
+    return im.emit(Matmul(), a, b)
+
+
+def _layer_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    x, shape = args[0], args[1]
+    if len(shape) != 1:
+        raise UnsupportedError(f"layer_norm over {len(shape)} dimensions{im.place()}")
+    weight = args[2] if len(args) > 2 else kwargs.get("weight")
+    bias = args[3] if len(args) > 3 else kwargs.get("bias")
+    eps = args[4] if len(args) > 4 else kwargs.get("eps", 1e-5)
+    return im.emit(LayerNorm(eps, weight is not None, bias is not None), x, *[v for v in (weight, bias) if v is not None])
+
+
+def _rms_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    weight = args[2] if len(args) > 2 else None
+    eps = args[3] if len(args) > 3 else None
+    if eps is None:
+        eps = torch.finfo(node.args[0].meta["val"].dtype).eps  # type: ignore[union-attr]
+    return im.emit(RmsNorm(eps, weight is not None), args[0], *([weight] if weight is not None else []))
+
+
+def _attention(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    q, k, v, layer, scale, window, chunk, softcap, sinks, causal = args
+    q, k, v = (im.emit(Permute((0, 2, 1, 3)), t) for t in (q, k, v))
+    cache = len(im.caches)
+    im.caches[cache, ""] = cache
+    op = Attention(cache, float(scale), int(window or 0), int(chunk or 0), float(softcap or 0.0), sinks is not None, bool(causal))
+    return im.emit(op, q, k, v, *([sinks] if sinks is not None else []))
+
+
+def _experts(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    hidden, index, weight, w_in, b_in, w_out, b_out, gate, transposed = args
+    if transposed:
+        w_in, w_out = im.emit(Permute((0, 2, 1)), w_in), im.emit(Permute((0, 2, 1)), w_out)
+    layout = gate.rpartition(":")[2]
+    attributes = identify_gate(im.captured.gates[gate], layout, im.place())
+    biases = [b for b in (b_in, b_out) if b is not None]
+    ordered = [hidden, im.cast(index, "i64"), weight, w_in, *biases[:1], w_out, *biases[1:]]
+    shape = hidden.type.shape
+    rows = product(shape[:-1])
+    ordered[0] = im.view(hidden, (rows, shape[-1]))
+    return im.view(im.emit(Experts(gate=layout, bias=bool(biases), **attributes), *ordered), shape)
+
+
+def identify_gate(fn: Any, layout: str, place: str) -> dict[str, Any]:
+    """Find the activation of an experts module by running its gate function on numbers and comparing (in float64)."""
+    from .ir.ops.pointwise import ACTIVATIONS
+
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(64, 32, generator=generator, dtype=torch.float64) * 6
+    got = fn(h)
+    candidates = [{"act": a} for a in ACTIVATIONS]
+    if layout == "interleaved":
+        owner = getattr(fn, "__self__", None)
+        limit, alpha = float(getattr(owner, "limit", 7.0)), float(getattr(owner, "alpha", 1.702))
+        candidates.append({"act": "sigmoid", "limit": limit, "alpha": alpha})
+    for attributes in candidates:
+        expected = Experts(gate=layout, **attributes).activate(h)
+        if expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-9, atol=1e-9):
+            return attributes
+    raise UnsupportedError(f"the gate of the experts is not one that llmc knows{place}")
+
+
+IGNORED = {
+    "aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten.sym_constrain_range_for_size.default",
+    "aten.sym_constrain_range.default", "aten._assert_async.msg",
+}  # fmt: skip
+
+HANDLERS: dict[str, Handler] = {
+    **{f"aten.{n}": _unary(n) for n in ("neg", "exp", "log", "sqrt", "rsqrt", "reciprocal", "abs", "sin", "cos", "tanh", "sigmoid", "relu", "erf", "floor", "ceil", "round", "sign", "expm1", "log1p", "silu", "square")},
+    "aten.logical_not": _unary("not"), "aten.bitwise_not": _unary("not"),
+    "aten.add": _binary("add"), "aten.sub": _binary("sub"), "aten.mul": _binary("mul"), "aten.multiply": _binary("mul"), "aten.rsub": _binary("sub", swap=True),
+    "aten.div": _div, "aten.true_divide": _div, "aten.floor_divide": _binary("floor_div"), "aten.remainder": _binary("mod"),
+    "aten.maximum": _binary("max"), "aten.minimum": _binary("min"), "aten.pow": _pow,
+    **{f"aten.{n}": _binary(n) for n in ("eq", "ne", "lt", "le", "gt", "ge")},
+    "aten.logical_and": _binary("and"), "aten.logical_or": _binary("or"), "aten.bitwise_and": _binary("and"), "aten.bitwise_or": _binary("or"),
+    "aten.__and__": _binary("and"), "aten.__or__": _binary("or"),
+    "aten.clamp": _clamp, "aten.clamp_min": lambda im, n, a, k: _clamp(im, n, [a[0], a[1]], {}), "aten.clamp_max": lambda im, n, a, k: _clamp(im, n, [a[0], None, a[1]], {}),
+    "aten.where": _where, "aten.masked_fill": _masked_fill, "aten.gelu": _gelu, "aten.softplus": _softplus,
+    "aten._to_copy": _cast, "aten.to": _cast, "aten.type_as": _cast,
+    "aten.clone": _same, "aten.contiguous": _same, "aten.detach": _same, "aten.alias": _same, "aten.dropout": _same, "aten.lift_fresh_copy": _same, "aten.lift_fresh": _same,
+    "aten.copy": lambda im, n, a, k: im.cast(_expand(im, n, [a[1]], {}), _out(im, n).dtype),
+    **{f"aten.{n}": _reshape for n in ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten")},
+    "aten.transpose": _permute(_swap), "aten.permute": _permute(lambda rank, args: list(args[1])), "aten.t": _permute(lambda rank, args: [1, 0][:rank] if rank == 2 else [0]),
+    "aten.numpy_T": _permute(lambda rank, args: list(range(rank))[::-1]),
+    "aten.expand": _expand, "aten.slice": _slice, "aten.select": _select, "aten.split": _split, "aten.split_with_sizes": _split, "aten.chunk": _chunk, "aten.unbind": _unbind,
+    "aten.cat": _cat, "aten.stack": _stack, "aten.repeat": _repeat, "aten.repeat_interleave": _repeat_interleave, "aten.slice_scatter": _slice_scatter,
+    "aten.sum": _reduce("sum"), "aten.mean": _reduce("mean"), "aten.amax": _reduce("max"), "aten.amin": _reduce("min"), "aten.any": _reduce("any"), "aten.all": _reduce("all"), "aten.prod": _reduce("prod"),
+    "aten.max.dim": _extreme("max"), "aten.min.dim": _extreme("min"), "aten.max.other": _binary("max"), "aten.min.other": _binary("min"), "aten.argmax": _argmax,
+    "aten.softmax": _softmax(False), "aten._softmax": _softmax(False), "aten.log_softmax": _softmax(True), "aten._log_softmax": _softmax(True),
+    "aten.topk": _topk, "aten.sort": _sort, "aten.embedding": _embedding, "aten.index": _index, "aten.index_select": _index_select,
+    "aten.gather": _gather, "aten.scatter": _scatter, "aten.cumsum": _cumsum,
+    "aten.zeros": _full(0.0), "aten.zeros_like": _full(0.0), "aten.ones": _full(1.0), "aten.ones_like": _full(1.0), "aten.full": _full(None), "aten.full_like": _full(None),
+    "aten.new_zeros": _full(0.0), "aten.new_ones": _full(1.0), "aten.new_full": _full(None, 2), "aten.scalar_tensor": _full(None, 0), "aten.empty": _full(0.0), "aten.empty_like": _full(0.0), "aten.new_empty": _full(0.0),
+    "aten.empty_permuted": _full(0.0), "aten.arange": _arange,
+    "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul,
+    "aten.layer_norm": _layer_norm, "aten.rms_norm": _rms_norm, "aten._fused_rms_norm": lambda im, n, a, k: (_rms_norm(im, n, a, k),),
+    "llmc.attention": _attention, "llmc.experts": _experts,
+}  # fmt: skip

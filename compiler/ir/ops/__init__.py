@@ -1,0 +1,1 @@
+"""One file an operation; `catalog()` in op.py finds them by name."""
