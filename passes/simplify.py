@@ -13,9 +13,11 @@ from ..compiler.ir.ops.full import Full
 from ..compiler.ir.ops.linear import Linear
 from ..compiler.ir.ops.permute import Permute
 from ..compiler.ir.ops.pointwise import Pointwise
+from ..compiler.ir.ops.rms_norm import RmsNorm
 from ..compiler.ir.ops.slice import Slice
 from ..compiler.ir.ops.view import View
 from ..compiler.ir.rewrite import Rewriter
+from ..compiler.ir.types import Sym
 from .pass_ import Pass
 
 
@@ -37,12 +39,7 @@ class Simplify(Pass):
                 rewriter.replace(node.output, same)
                 continue
             node = _shorter(node, made)
-            if isinstance(node.op, Linear) and not node.op.residual:
-                flattened = made.get(node.inputs[0].name)
-                if flattened is not None and isinstance(flattened.op, View) and flattened.inputs[0].type.shape[-1] == flattened.output.type.shape[-1]:
-                    (inner,) = rewriter.add_as(node, node.op, (flattened.inputs[0], *node.inputs[1:]))
-                    made[inner.name] = rewriter.nodes[-1]
-                    node = Node(View(",".join(map(str, node.output.type.shape))), (inner,), node.outputs, node.scope, node.source)
+            node = _inside_out(node, made, rewriter)
             key = (node.op, tuple(v.name for v in node.inputs))
             if key in seen:
                 for old, new in zip(node.outputs, seen[key], strict=True):
@@ -52,6 +49,25 @@ class Simplify(Pass):
             seen[key] = kept.outputs
             made.update({o.name: kept for o in kept.outputs})
         return rewriter.finish()
+
+
+def _inside_out(node: Node, made: dict[str, Node], rewriter: Rewriter) -> Node:
+    """Move layout behind what works row by row: a linear of [T, K] becomes one of [1, T, K], norm(permute(x)) permute(norm(x))."""
+    before = made.get(node.inputs[0].name) if node.inputs else None
+    if isinstance(node.op, Linear) and not node.op.residual and len(node.inputs[0].type.shape) == 2 and node.inputs[0].type.shape[0] == Sym("T"):
+        x = node.inputs[0]
+        inner = before.inputs[0] if before is not None and isinstance(before.op, View) else x
+        if inner.type.shape != (1, *x.type.shape):
+            (inner,) = rewriter.add_as(node, View(",".join(map(str, (1, *x.type.shape)))), (inner,))
+            made[inner.name] = rewriter.nodes[-1]
+        (inner,) = rewriter.add_as(node, node.op, (inner, *node.inputs[1:]))
+        made[inner.name] = rewriter.nodes[-1]
+        return Node(View(",".join(map(str, node.output.type.shape))), (inner,), node.outputs, node.scope, node.source)
+    if isinstance(node.op, RmsNorm) and before is not None and isinstance(before.op, Permute) and before.op.order[-1] == len(before.op.order) - 1:
+        (inner,) = rewriter.add_as(node, node.op, (before.inputs[0], *node.inputs[1:]))
+        made[inner.name] = rewriter.nodes[-1]
+        return Node(before.op, (inner,), node.outputs, node.scope, node.source)
+    return node
 
 
 def _identity(node: Node, made: dict[str, Node]) -> Value | None:

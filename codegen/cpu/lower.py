@@ -1,0 +1,670 @@
+"""Lowering: an IR graph to the calls of a step, the weights that they read, and the buffers that they use."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+
+from ...compiler.ir.graph import Graph, Node, Value
+from ...compiler.ir.ops.cast import Cast
+from ...compiler.ir.ops.concat import Concat
+from ...compiler.ir.ops.cumsum import Cumsum
+from ...compiler.ir.ops.embedding import Embedding
+from ...compiler.ir.ops.expand import Expand
+from ...compiler.ir.ops.experts import Experts
+from ...compiler.ir.ops.full import Full
+from ...compiler.ir.ops.fused_attention import FusedAttention
+from ...compiler.ir.ops.gather import Gather
+from ...compiler.ir.ops.index_select import IndexSelect
+from ...compiler.ir.ops.iota import Iota
+from ...compiler.ir.ops.layer_norm import LayerNorm
+from ...compiler.ir.ops.linear import Linear
+from ...compiler.ir.ops.matmul import Matmul
+from ...compiler.ir.ops.permute import Permute
+from ...compiler.ir.ops.pointwise import ACTIVATIONS, Pointwise
+from ...compiler.ir.ops.reduce import Reduce
+from ...compiler.ir.ops.rms_norm import RmsNorm
+from ...compiler.ir.ops.rope import Rope
+from ...compiler.ir.ops.rope_table import RopeTable
+from ...compiler.ir.ops.scatter import Scatter
+from ...compiler.ir.ops.slice import Slice
+from ...compiler.ir.ops.softmax import Softmax
+from ...compiler.ir.ops.topk import Topk
+from ...compiler.ir.ops.view import View
+from ...compiler.ir.types import Dim, Sym, TensorType, product
+from ...errors import UnsupportedError
+from ...quant.scheme import Scheme, parse_scheme
+from . import generic
+from .layout import C_BYTES, Buffer, Layout, c_dim, dense_type, storage
+from .packing import Kind, kind_of
+
+OAI = 100
+INPUTS = {"%input_ids": 0, "%position_ids": 1, "%logits_rows": 2}
+KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8"}
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a call points at: a weight, a buffer, a cache, or an input of the step."""
+
+    kind: str
+    index: int
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A tensor of the artifact: how to pack which static values of the graph. `name` says what it is to a person."""
+
+    name: str
+    pack: str
+    values: tuple[Value, ...]
+    scheme: Scheme | None = None
+    gated: str = ""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (self.pack, tuple(v.name for v in self.values), self.scheme, self.gated)
+
+
+@dataclass
+class Call:
+    """One kernel call: `code` names its pointers @0, @1, …; equal code in several layers becomes one function."""
+
+    label: str
+    code: str
+    pointers: list[Pointer]
+    scope: str
+    kernel: str
+    scheme: str = ""
+    weight_bytes: int = 0
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One layer's key/value cache."""
+
+    groups: int
+    dk: int
+    dv: int
+    kind: str
+
+
+@dataclass
+class Lowered:
+    """Everything that rendering needs."""
+
+    calls: list[Call]
+    weights: list[WeightSpec]
+    buffers: list[Buffer]
+    caches: list[Cache]
+    logits: Buffer
+    functions: dict[str, str]
+    kinds: dict[str, set[str]]
+    limits: dict[str, int]
+    fallbacks: list[dict[str, str]] = field(default_factory=list)
+
+
+class Lowering:
+    """Walks the graph once; `lowered` is the result. Owns the layout of every computed value."""
+
+    def __init__(self, graph: Graph, kv_kind: str) -> None:
+        self.graph = graph
+        self.kv_kind = KV_KINDS[kv_kind]
+        self.static = graph.static_values()
+        self.producers = graph.producers()
+        self.users = graph.users()
+        self.calls: list[Call] = []
+        self.specs: dict[tuple[object, ...], int] = {}
+        self.weights: list[WeightSpec] = []
+        self.buffers: list[Buffer] = []
+        self.caches: list[Cache] = []
+        self.layouts: dict[str, Layout] = {}
+        self.exprs: dict[str, generic.Expr] = {}
+        self.functions: dict[str, str] = {}
+        self.kinds: dict[str, set[str]] = {"float": {"f32"}, "dot": set(), "table": set(), "kv": {self.kv_kind}, "experts": set()}
+        self.limits = {"k": 64, "shared_row_bytes": 64, "dk": 32, "dv": 32, "attention_rows": 32, "partial_bytes": 64}
+        self.fallbacks: list[dict[str, str]] = []
+
+    def run(self) -> Lowered:
+        for value in self.graph.inputs:
+            buffer = Buffer(-1 - INPUTS[value.name], "i32", product(value.type.shape))
+            self.layouts[value.name] = Layout.dense(buffer, value.type.shape)
+        for node in self.graph.nodes:
+            if node.outputs[0].name not in self.static or isinstance(node.op, Full):
+                self.lower(node)
+        (output,) = self.graph.outputs
+        logits = self.dense(output)
+        return Lowered(self.calls, self.weights, self.buffers, self.caches, logits.buffer, self.functions, self.kinds, self.limits, self.fallbacks)
+
+    # --- pieces ---------------------------------------------------------------------------------------------------
+
+    def new_buffer(self, dtype: str, size: Dim) -> Buffer:
+        buffer = Buffer(len(self.buffers), dtype, size)
+        self.buffers.append(buffer)
+        return buffer
+
+    def new_value(self, value: Value) -> Layout:
+        dtype, size = dense_type(value.type)
+        layout = Layout.dense(self.new_buffer(dtype, size), value.type.shape)
+        self.layouts[value.name] = layout
+        return layout
+
+    def pointer(self, buffer: Buffer) -> Pointer:
+        return Pointer("input", -1 - buffer.id) if buffer.id < 0 else Pointer("buffer", buffer.id)
+
+    def weight(self, spec: WeightSpec) -> Pointer:
+        if spec.key not in self.specs:
+            self.specs[spec.key] = len(self.weights)
+            self.weights.append(spec)
+        return Pointer("weight", self.specs[spec.key])
+
+    def vector(self, value: Value, gated: str = "", pad: str = "vector") -> Pointer:
+        return self.weight(WeightSpec(value.name, pad, (value,), gated=gated))
+
+    def call(self, node: Node | None, kernel: str, code: str, pointers: Sequence[Pointer], **facts: object) -> None:
+        scope = node.scope if node is not None else ""
+        self.calls.append(Call(kernel, code, list(pointers), scope, kernel, **facts))  # type: ignore[arg-type]
+
+    def layout(self, value: Value) -> Layout:
+        """Where a value lies; a deferred pointwise expression is computed now, a static one is stored as a weight."""
+        if value.name in self.layouts:
+            return self.layouts[value.name]
+        if value.name in self.exprs:
+            expr = self.exprs.pop(value.name)
+            out = self.new_value(value)
+            self.generic(self.producers.get(value.name), "pointwise", *generic.pointwise(expr, out))
+            return out
+        if value.name in self.static:
+            dtype, size = dense_type(value.type)
+            assert isinstance(size, int)
+            pack = "vector" if dtype == "f32" else "integers"
+            pointer = self.weight(WeightSpec(value.name, pack, (value,)))
+            self.layouts[value.name] = Layout.dense(Buffer(-1000 - pointer.index, dtype, size), value.type.shape)
+            return self.layouts[value.name]
+        raise AssertionError(f"{value.name} has not been lowered")
+
+    def dense(self, value: Value) -> Layout:
+        """The value in a buffer of its own, contiguous."""
+        layout = self.layout(value)
+        if layout.is_dense and layout.buffer.id >= 0:
+            return layout
+        return self.copy(value, layout)
+
+    def copy(self, value: Value, layout: Layout) -> Layout:
+        out = self.new_value(value)
+        self.generic(self.producers.get(value.name), "copy", *generic.pointwise(generic.Expr(layout.buffer.dtype, layout.shape, leaf=layout), out))
+        return out
+
+    def rows(self, value: Value) -> tuple[Layout, Dim, int, int]:
+        """(layout, rows, stride, offset): the value as regular rows of contiguous floats; copied when it is not."""
+        layout = self.layout(value)
+        found = layout.rows()
+        if found is None:
+            layout = self.copy(value, layout)
+            found = layout.rows()
+            assert found is not None
+        return (layout, *found)
+
+    def generic(self, node: Node | None, kernel: str, body: str, layouts: list[Layout]) -> None:
+        """Call a generated function; functions with equal bodies are one."""
+        loop = generic.Loop((), layouts)
+        text = f"(step *s, int tid, {loop.params()}) {{\n    const int T = s->b.tokens, R = s->b.rows;\n    (void)T; (void)R; (void)tid;\n    {body}\n}}"
+        name = f"{kernel}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.functions[name] = f"static void {name}{text}"
+        pointers = [self._any_pointer(layout.buffer) for layout in layouts]
+        self.call(node, kernel, f"{name}(s, tid, {', '.join(f'@{i}' for i in range(len(layouts)))});", pointers)
+
+    def _any_pointer(self, buffer: Buffer) -> Pointer:
+        return Pointer("weight", -1000 - buffer.id) if buffer.id <= -1000 else self.pointer(buffer)
+
+    def report(self, node: Node, reason: str) -> None:
+        self.fallbacks.append({"module": node.scope, "op": node.op.name if not isinstance(node.op, Pointwise) else node.op.fn, "reason": reason})
+
+    # --- nodes ----------------------------------------------------------------------------------------------------
+
+    def lower(self, node: Node) -> None:
+        handler: Callable[[Node], None] | None = getattr(self, f"lower_{node.op.name}", None)
+        if handler is None:
+            raise UnsupportedError(f"{node.op.name} has no CPU kernel ({node.scope})", node.source)
+        handler(node)
+
+    def _view_like(self, node: Node, change: Callable[[Layout], Layout | None]) -> None:
+        layout = self.layout(node.inputs[0])
+        made = change(layout)
+        if made is None:
+            made = change(self.copy(node.inputs[0], layout))
+        assert made is not None
+        self.layouts[node.output.name] = made
+
+    def lower_view(self, node: Node) -> None:
+        self._view_like(node, lambda x: x.view(node.output.type.shape))
+
+    def lower_permute(self, node: Node) -> None:
+        assert isinstance(node.op, Permute)
+        order = node.op.order
+        self._view_like(node, lambda x: x.permute(order))
+
+    def lower_slice(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Slice)
+        self._view_like(node, lambda x: x.slice(op.dim, op.start, op.stop, op.step) if isinstance(x.strides[op.dim], int) else None)
+
+    def lower_expand(self, node: Node) -> None:
+        assert isinstance(node.op, Expand)
+        self._view_like(node, lambda x: x.expand(node.output.type.shape))
+
+    def lower_full(self, node: Node) -> None:
+        assert isinstance(node.op, Full)
+        self.exprs[node.output.name] = generic.Expr(storage(node.output.type.dtype), node.output.type.shape, number=node.op.value)
+
+    def lower_iota(self, node: Node) -> None:
+        assert isinstance(node.op, Iota)
+        raise UnsupportedError(f"a computed index vector remains ({node.scope})")
+
+    def expression(self, value: Value) -> generic.Expr:
+        if value.name in self.exprs and (len(self.users.get(value.name, [])) == 1 or self.exprs[value.name].number is not None):
+            return self.exprs[value.name]
+        layout = self.layout(value)
+        return generic.Expr(layout.buffer.dtype, layout.shape, leaf=layout)
+
+    def _pointwise(self, node: Node, fn: str, dtype: str) -> None:
+        args = tuple(self.expression(v) for v in node.inputs)
+        if fn != "cast" and not generic.supports(fn, [a.dtype for a in args]):
+            raise UnsupportedError(f"{fn} has no CPU code ({node.scope})", node.source)
+        expr = generic.Expr(storage(dtype), node.output.type.shape, fn, args)
+        for value in node.inputs:
+            if value.name in self.exprs and self.exprs[value.name].number is None:
+                del self.exprs[value.name]
+        self.exprs[node.output.name] = expr
+        self.report(node, "runs as a generic elementwise loop")
+        follow = self.users.get(node.output.name, [])
+        elementwise = len(follow) == 1 and isinstance(follow[0].op, Pointwise | Cast) and follow[0].output.type.shape == node.output.type.shape
+        if not elementwise:
+            self.layout(node.output)
+
+    def lower_pointwise(self, node: Node) -> None:
+        assert isinstance(node.op, Pointwise)
+        self._pointwise(node, node.op.fn, node.op.dtype)
+
+    def lower_cast(self, node: Node) -> None:
+        assert isinstance(node.op, Cast)
+        source = node.inputs[0]
+        if storage(source.type.dtype) == storage(node.op.dtype) and source.name in self.layouts:
+            self.layouts[node.output.name] = self.layouts[source.name]
+        else:
+            self._pointwise(node, "cast", node.op.dtype)
+
+    def _refuse_token_sum(self, node: Node, dims: Sequence[int]) -> None:
+        shape = node.inputs[0].type.shape
+        if any(isinstance(shape[d], Sym) for d in dims):
+            raise UnsupportedError(f"{node.op.name} runs over the tokens of a batch, so a request's result would depend on its neighbours ({node.scope})", node.source)
+
+    def lower_reduce(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Reduce)
+        self._refuse_token_sum(node, op.dims)
+        x = self.layout(node.inputs[0])
+        self.generic(node, "reduce", *generic.reduction(op.fn, x, op.dims, op.keepdim, self.new_value(node.output)))
+        self.report(node, "runs as a generic reduction")
+
+    def lower_softmax(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Softmax)
+        self._refuse_token_sum(node, (op.dim,))
+        x = self.layout(node.inputs[0])
+        self.generic(node, "softmax", *generic.softmax(x, op.dim, op.log, self.new_value(node.output)))
+
+    def lower_topk(self, node: Node) -> None:
+        assert isinstance(node.op, Topk)
+        x = self.layout(node.inputs[0])
+        values, indices = (self.new_value(o) for o in node.outputs)
+        self.generic(node, "topk", *generic.topk(x, node.op.k, values, indices))
+
+    def lower_gather(self, node: Node) -> None:
+        assert isinstance(node.op, Gather)
+        self._refuse_token_sum(node, (node.op.dim,))
+        x, index = (self.layout(v) for v in node.inputs)
+        self.generic(node, "gather", *generic.gather(x, index, node.op.dim, self.new_value(node.output)))
+
+    def lower_index_select(self, node: Node) -> None:
+        assert isinstance(node.op, IndexSelect)
+        x, index = (self.layout(v) for v in node.inputs)
+        self.generic(node, "index_select", *generic.index_select(x, index, node.op.dim, self.new_value(node.output)))
+
+    def lower_scatter(self, node: Node) -> None:
+        assert isinstance(node.op, Scatter)
+        self._refuse_token_sum(node, (node.op.dim,))
+        x, index, source = (self.layout(v) for v in node.inputs)
+        self.generic(node, "scatter", *generic.scatter(x, index, source, node.op.dim, self.new_value(node.output)))
+
+    def lower_cumsum(self, node: Node) -> None:
+        assert isinstance(node.op, Cumsum)
+        self._refuse_token_sum(node, (node.op.dim,))
+        self.generic(node, "cumsum", *generic.cumsum(self.layout(node.inputs[0]), node.op.dim, self.new_value(node.output)))
+
+    def lower_concat(self, node: Node) -> None:
+        assert isinstance(node.op, Concat)
+        out, start = self.new_value(node.output), 0
+        for value in node.inputs:
+            x = self.layout(value)
+            size = value.type.shape[node.op.dim]
+            assert isinstance(size, int)
+            part = out.slice(node.op.dim, start, start + size, 1) if isinstance(out.strides[node.op.dim], int) else None
+            if part is None:
+                raise UnsupportedError(f"a concatenation across tokens has no CPU kernel ({node.scope})")
+            self.generic(node, "concat", *generic.pointwise(generic.Expr(x.buffer.dtype, x.shape, leaf=x), part))
+            start += size
+
+    def lower_matmul(self, node: Node) -> None:
+        assert isinstance(node.op, Matmul)
+        self._refuse_token_sum(node, (len(node.inputs[0].type.shape) - 1,))
+        a, b = (self.layout(v) for v in node.inputs)
+        self.generic(node, "matmul", *generic.matmul(a, b, self.new_value(node.output)))
+        self.report(node, "runs as a generic matrix product")
+
+    def lower_embedding(self, node: Node) -> None:
+        assert isinstance(node.op, Embedding)
+        table, index = node.inputs
+        scheme = parse_scheme(node.op.scheme) if node.op.scheme else Scheme(table.type.dtype)
+        kind = Kind("f32") if table.type.dtype not in ("f32", "f16", "bf16") and not scheme.is_integer else kind_of(scheme)
+        if scheme.is_integer and (scheme.bits != 8 or scheme.group):
+            raise UnsupportedError(f"{scheme} is not supported for an embedding table ({node.scope})", "use int8:channel, bf16 or f16")
+        if table.name not in self.static:
+            raise UnsupportedError(f"an embedding in a computed table ({node.scope})")
+        where = self.layout(index)
+        if not where.is_dense:
+            where = self.copy(index, where)
+        out = self.new_value(node.output)
+        pointers = [*self._packed(table, scheme, kind), self._any_pointer(where.buffer), self.pointer(out.buffer)]
+        ids = "(const int32_t *)@2, NULL" if where.buffer.dtype == "i32" else "NULL, (const int64_t *)@2"
+        vocabulary, width = table.type.shape
+        self.kinds["table"].add(kind.name)
+        self.kinds["dot" if kind.dot else "float"].add(kind.name)
+        code = f"weights w = {{.codes = @0, .scales = {'@1' if scheme.is_integer else 'NULL'}, .n = {vocabulary}, .k = {width}}};\nembed_{kind.name}(s, tid, (int)({c_dim(product(index.type.shape))}), &w, {ids}, {vocabulary}, @3);"
+        self.call(node, f"embed_{kind.name}", code, pointers, scheme=str(scheme))
+
+    # --- products -------------------------------------------------------------------------------------------------
+
+    def _packed(self, weight: Value, scheme: Scheme, kind: Kind, gated: str = "") -> list[Pointer]:
+        """Pointers to codes and scales (the codes again where a float has no scales)."""
+        stem = weight.name
+        if not scheme.is_integer:
+            codes = self.weight(WeightSpec(stem, f"floats:{kind.name}", (weight,), None, gated))
+            return [codes, codes]
+        codes = self.weight(WeightSpec(stem, "codes", (weight,), scheme, gated))
+        return [codes, self.weight(WeightSpec(f"{stem}.scales", "scales", (weight,), scheme, gated))]
+
+    def _scheme(self, weight: Value, text: str) -> Scheme:
+        if text:
+            return parse_scheme(text)
+        dtype = weight.type.dtype
+        return Scheme(dtype, activations="bf16" if dtype == "bf16" else "")
+
+    def lower_linear(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Linear)
+        at = {name: node.inputs[i] for name, i in op.operands.items()}
+        weight = at["weight"]
+        if weight.name not in self.static:
+            raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
+        scheme = self._scheme(weight, op.scheme)
+        kind = kind_of(scheme)
+        x, rows, ldx, offset = self.rows(at["x"])
+        residual = self.rows(at["residual"]) if op.residual else None
+        out = self.new_value(node.output)
+        n, k = weight.type.shape
+        assert isinstance(n, int) and isinstance(k, int)
+        gated = "halves" if op.gated else ""
+        pointers = [*self._packed(weight, scheme, kind, gated), self._any_pointer(x.buffer), self.pointer(out.buffer)]
+        names = {}
+
+        def add(name: str, pointer: Pointer) -> str:
+            names[name] = f"@{len(pointers)}"
+            pointers.append(pointer)
+            return names[name]
+
+        zeros = add("zeros", self.weight(WeightSpec(f"{weight.name}.zeros", "zeros", (weight,), scheme, gated))) if scheme.asymmetric else "NULL"
+        bias = add("bias", self.vector(at["bias"], gated, "bias")) if op.bias else "NULL"
+        norm_weight = add("norm_weight", self.vector(at["norm_weight"])) if op.norm_weight else "NULL"
+        norm_bias = add("norm_bias", self.vector(at["norm_bias"])) if op.norm_bias else "NULL"
+        if residual is not None:
+            add("residual", self._any_pointer(residual[0].buffer))
+        width = n // 2 if op.gated else n
+        act = ACTIVATIONS.index(op.act) + 1 if op.act else 0
+        code = f"""linear f = {{
+    .w = {{.codes = @0, .scales = {"@1" if scheme.is_integer else "NULL"}, .zeros = {zeros}, .bias = {bias}, .n = {n}, .k = {k}, .group = {scheme.group}}},
+    .q = {{{dict(rms=1, layer=2).get(op.norm, 0)}, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {int(scheme.activations == "bf16")}, .act = {act}, .gated = {int(op.gated)}}};
+linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset}, {ldx}, @3, {width}, {f"(const float *){names['residual']} + {residual[3]}, {residual[2]}" if residual else "NULL, 0"});"""
+        self._product(kind, k, scheme)
+        self.call(node, f"linear_{kind.name}", code, pointers, scheme=str(scheme), weight_bytes=_weight_bytes(n, k, scheme), operations=2 * n * k)
+
+    def _product(self, kind: Kind, k: int, scheme: Scheme) -> None:
+        self.kinds["dot" if kind.dot else "float"].add(kind.name)
+        padded = -(-k // 64) * 64
+        groups = -(-k // scheme.group) if scheme.group else 1
+        self.limits["k"] = max(self.limits["k"], padded + groups)
+        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], padded * 4 + groups * 4 + 64)
+
+    def lower_experts(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Experts)
+        x, index, weight, w_in, *rest = node.inputs
+        b_in = rest[0] if op.bias else None
+        w_out, b_out = (rest[1], rest[2]) if op.bias else (rest[0], None)
+        scheme = self._scheme(w_in, op.scheme)
+        if scheme.activations == "int8":
+            scheme = scheme.with_activations("bf16")
+            self.report(node, "experts take bf16 activations: int8 ones are not supported yet")
+        kind = kind_of(scheme)
+        count, n_in, k = w_in.type.shape
+        _, hidden, width = w_out.type.shape
+        assert isinstance(count, int) and isinstance(n_in, int) and isinstance(k, int) and isinstance(hidden, int) and isinstance(width, int)
+        layout, rows, ldx, offset = self.rows(x)
+        idx, wts = self.dense(index), self.dense(weight)
+        choices = index.type.shape[1]
+        assert isinstance(choices, int) and isinstance(rows, Sym)
+        gated = op.gate
+        out = self.new_value(node.output)
+        pairs = Sym(rows.name, rows.scale * choices)
+        scratch = [self.new_buffer("f32", Sym(rows.name, rows.scale * choices * w)) for w in (width, hidden)]
+        lists = self.new_buffer("i32", pairs)
+        pointers = [*self._packed(w_in, scheme, kind, gated), *self._packed(w_out, scheme, kind), self._any_pointer(layout.buffer), self.pointer(idx.buffer), self.pointer(wts.buffer), self.pointer(scratch[0]), self.pointer(scratch[1]), self.pointer(lists), self.pointer(out.buffer)]
+
+        def add(pointer: Pointer) -> str:
+            pointers.append(pointer)
+            return f"@{len(pointers) - 1}"
+
+        bias_in = add(self.vector(b_in, gated, "bias")) if b_in is not None else "NULL"
+        bias_out = add(self.vector(b_out, "", "bias")) if b_out is not None else "NULL"
+        zeros_in = add(self.weight(WeightSpec(f"{w_in.name}.zeros", "zeros", (w_in,), scheme, gated))) if scheme.asymmetric else "NULL"
+        zeros_out = add(self.weight(WeightSpec(f"{w_out.name}.zeros", "zeros", (w_out,), scheme))) if scheme.asymmetric else "NULL"
+        act = OAI if op.alpha else ACTIVATIONS.index(op.act) + 1
+        strides = ", ".join(f".{name}_codes = {_codes_bytes(a, b, kind, g)}, .{name}_scales = {_scale_bytes(a, b, scheme, g)}, .{name}_zeros = {_scale_bytes(a, b, scheme, g) // 2}" for name, a, b, g in (("in", n_in, k, gated), ("out", hidden, width, "")))
+        has = "@{}".format if scheme.is_integer else lambda _: "NULL"
+        code = f"""experts f = {{
+    .in = {{.codes = @0, .scales = {has(1)}, .zeros = {zeros_in}, .bias = {bias_in}, .n = {n_in}, .k = {k}, .group = {scheme.group}}},
+    .out = {{.codes = @2, .scales = {has(3)}, .zeros = {zeros_out}, .bias = {bias_out}, .n = {hidden}, .k = {width}, .group = {scheme.group}}},
+    {strides},
+    .experts = {count}, .choices = {choices}, .act = {act}, .gated = {int(bool(gated))}, .round = {int(scheme.activations == "bf16")}, .limit = {float(op.limit).hex()}f, .alpha = {float(op.alpha).hex()}f}};
+experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offset}, {ldx}, @5, @6, @7, @8, @9, @10);"""
+        self.kinds["experts"].add(kind.name)
+        self._product(kind, k, scheme)
+        self._product(kind, width, scheme)
+        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], choices * (-(-width // 32) * 32 + 64) * 4)
+        self.limits["list_bytes"] = max(self.limits.get("list_bytes", 0), (count + 2) * 4)
+        self.lists = lists
+        self.call(node, f"experts_{kind.name}", code, pointers, scheme=str(scheme), weight_bytes=count * (_weight_bytes(n_in, k, scheme) + _weight_bytes(hidden, width, scheme)), operations=2 * choices * (n_in * k + hidden * width))
+
+    # --- norms, rotation, attention ---------------------------------------------------------------------------------
+
+    def _heads(self, value: Value) -> tuple[Layout, Dim, int, int, int, int]:
+        """(layout, rows, heads, row stride, head stride, offset) of a value [..., rows, heads, width] with a contiguous width."""
+        shape = value.type.shape
+        layout = self.layout(value)
+        lead = layout.view((product(shape[:-2]), *shape[-2:])) if len(shape) >= 2 else layout.view((1, 1, *shape))
+        if lead is None or lead.strides[2] not in (1,) and shape[-1] != 1 or not isinstance(lead.strides[0], int) or not isinstance(lead.strides[1], int) or not isinstance(lead.shape[1], int):
+            layout = self.copy(value, layout)
+            lead = layout.view((product(shape[:-1]), 1, shape[-1])) if len(shape) < 2 or not isinstance(shape[-2], int) else layout.view((product(shape[:-2]), *shape[-2:]))
+            assert lead is not None
+        rows, heads = lead.shape[0], lead.shape[1]
+        row, head = lead.strides[0], lead.strides[1]
+        assert isinstance(heads, int) and isinstance(row, int) and isinstance(head, int)
+        return layout, rows, heads, row, head, lead.offset
+
+    def _norm(self, node: Node, kind: int, eps: float, weight: bool, bias: bool) -> None:
+        x = node.inputs[0]
+        width = x.type.shape[-1]
+        if len(x.type.shape) >= 3 and isinstance(x.type.shape[-2], int):
+            layout, rows, heads, ldx, ldh, offset = self._heads(x)
+        else:
+            layout, rows, ldx, offset = self.rows(x)
+            heads, ldh = 1, 0
+        out = self.new_value(node.output)
+        pointers = [self._any_pointer(layout.buffer), self.pointer(out.buffer), *[self.vector(v) for v in node.inputs[1:]]]
+        w = "@2" if weight else "NULL"
+        b = ("@3" if weight else "@2") if bias else "NULL"
+        code = f"norm q = {{{kind}, {float(eps).hex()}f, {w}, {b}}};\nnorm_rows(s, tid, (int)({c_dim(rows)}), {heads}, (const float *)@0 + {offset}, {ldx}, {ldh}, &q, {width}, @1);"
+        self.call(node, "norm", code, pointers)
+
+    def lower_rms_norm(self, node: Node) -> None:
+        assert isinstance(node.op, RmsNorm)
+        self._norm(node, 3 if node.op.l2 else 1, node.op.eps, node.op.weight, False)
+
+    def lower_layer_norm(self, node: Node) -> None:
+        assert isinstance(node.op, LayerNorm)
+        self._norm(node, 2, node.op.eps, node.op.weight, node.op.bias)
+
+    def lower_rope_table(self, node: Node) -> None:
+        assert isinstance(node.op, RopeTable)
+        positions, frequencies = node.inputs
+        if positions.name != "%position_ids":
+            raise UnsupportedError(f"a rotation by something else than positions ({node.scope})")
+        out = self.new_value(node.output)
+        pairs = frequencies.type.shape[0]
+        code = f"rope_table(s, tid, T, @0, @1, {pairs}, {float(node.op.scale).hex()}f, @2);"
+        self.call(node, "rope_table", code, [self.pointer(self.layout(positions).buffer), self.vector(frequencies), self.pointer(out.buffer)])
+
+    def lower_rope(self, node: Node) -> None:
+        assert isinstance(node.op, Rope)
+        x, table = node.inputs
+        layout, rows, heads, ldx, ldh, offset = self._heads(x)
+        out = self.new_value(node.output)
+        pairs, width = table.type.shape[-1], x.type.shape[-1]
+        code = f"rope_rows(s, tid, (int)({c_dim(rows)}), {heads}, (const float *)@0 + {offset}, {ldx}, {ldh}, {width}, @1, {pairs}, {int(node.op.interleaved)}, {node.op.offset}, @2);"
+        self.call(node, "rope", code, [self._any_pointer(layout.buffer), self._any_pointer(self.layout(table).buffer), self.pointer(out.buffer)])
+        self.report(node, "the rotation is a kernel of its own: query and key do not share it in a form that fuses into attention")
+
+    def lower_fused_attention(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, FusedAttention)
+        at = {name: node.inputs[i] for name, i in op.operands.items()}
+        q, k, v = (self._heads(at[name]) for name in "qkv")
+        dk, dv = at["k"].type.shape[3], at["v"].type.shape[3]
+        assert isinstance(dk, int) and isinstance(dv, int)
+        heads, groups = q[2], k[2]
+        out = self.new_value(node.output)
+        cache = len(self.caches)
+        self.caches.append(Cache(groups, dk, dv, self.kv_kind))
+        pointers = [Pointer("cache", cache), self._any_pointer(q[0].buffer), self._any_pointer(k[0].buffer), self._any_pointer(v[0].buffer), self.pointer(out.buffer)]
+        extra = []
+        for name in ("table", "q_norm", "k_norm", "sinks", "slopes"):
+            if name in at:
+                extra.append(f".{name} = @{len(pointers)}")
+                pointers.append(self._any_pointer(self.layout(at[name]).buffer) if name == "table" else self.vector(at[name]))
+        pairs = at["table"].type.shape[-1] if "table" in at else 0
+        sides = ", ".join(f".{n} = (const float *)@{i} + {s[5]}, .ld{n} = {s[3]}, .ld{n}h = {s[4]}" for i, (n, s) in enumerate(zip("qkv", (q, k, v), strict=True), 1))
+        code = f"""attention a = {{.cache = @0, {sides}, .out = @4{"".join(", " + e for e in extra)},
+    .heads = {heads}, .groups = {groups}, .dk = {dk}, .dv = {dv}, .pairs = {pairs}, .interleaved = {int(op.interleaved)}, .offset = {op.offset}, .window = {op.window}, .chunk = {op.chunk}, .causal = 1,
+    .scale = {float(op.scale).hex()}f, .softcap = {float(op.softcap).hex()}f, .eps = {float(op.eps).hex()}f}};
+attend_{self.kv_kind}(s, tid, &a);"""
+        if not op.causal:
+            raise UnsupportedError(f"attention that is not causal ({node.scope})")
+        self.kinds["float"].add(self.kv_kind)
+        share = heads // groups
+        limits = self.limits
+        limits["dk"], limits["dv"] = max(limits["dk"], -(-dk // 32) * 32), max(limits["dv"], -(-dv // 16) * 16)
+        limits["attention_rows"] = max(limits["attention_rows"], share if share >= 32 else 32)
+        limits["partial_bytes"] = max(limits["partial_bytes"], heads * (-(-dv // 16) * 16 + 2) * 4)
+        self.call(node, f"attend_{self.kv_kind}", code, pointers)
+
+
+def _weight_bytes(n: int, k: int, scheme: Scheme) -> int:
+    """Bytes of a packed weight as a product reads it, scales and zero points included."""
+    codes = n * k * scheme.bits // 8
+    if not scheme.is_integer:
+        return codes
+    groups = -(-k // scheme.group) if scheme.group else 1
+    return codes + n * groups * ((2 if scheme.group else 4) + scheme.asymmetric)
+
+
+def _padded_rows(n: int, gate: str) -> int:
+    return 2 * (-(-(n // 2) // 16) * 16) if gate else -(-n // 32) * 32
+
+
+def _codes_bytes(n: int, k: int, kind: Kind, gate: str) -> int:
+    per_tile = {"f32": 2048, "f16": 1024, "bf16": 1024, "i8": 512, "i4": 256, "u4": 256}[kind.name]
+    return _padded_rows(n, gate) // 16 * -(-k // 32) * per_tile
+
+
+def _scale_bytes(n: int, k: int, scheme: Scheme, gate: str) -> int:
+    if not scheme.is_integer:
+        return 0
+    return _padded_rows(n, gate) * (-(-k // scheme.group) * 2 if scheme.group else 4)
+
+
+def lower(graph: Graph, kv_kind: str) -> Lowered:
+    """Lower a graph for the CPU; raises UnsupportedError naming the module and the model's source line."""
+    return Lowering(graph, kv_kind).run()
+
+
+def assign_slots(lowered: Lowered) -> tuple[list[dict[str, int]], dict[int, int]]:
+    """Give every buffer a slot of the arena; buffers whose lives do not overlap share one. Returns slots and buffer → slot."""
+    last: dict[int, int] = {}
+    first: dict[int, int] = {}
+    for i, call in enumerate(lowered.calls):
+        for pointer in call.pointers:
+            if pointer.kind == "buffer":
+                first.setdefault(pointer.index, i)
+                last[pointer.index] = i
+    last[lowered.logits.id] = len(lowered.calls)
+    slots: list[dict[str, int]] = []
+    free_at: list[int] = []
+    of: dict[int, int] = {}
+    for buffer in sorted(lowered.buffers, key=lambda b: first.get(b.id, 0)):
+        if buffer.id not in first:
+            continue
+        need = _slot_need(buffer, lowered)
+        options = [i for i, end in enumerate(free_at) if end < first[buffer.id] and (slots[i]["tokens"] > 0) == (need["tokens"] > 0) and (slots[i]["rows"] > 0) == (need["rows"] > 0)]
+        if options:
+            chosen = min(options, key=lambda i: (abs(sum(slots[i].values()) - sum(need.values())), i))
+            for key, size in need.items():
+                slots[chosen][key] = max(slots[chosen][key], size)
+        else:
+            chosen = len(slots)
+            slots.append(need)
+            free_at.append(0)
+        free_at[chosen] = last[buffer.id]
+        of[buffer.id] = chosen
+    return slots, of
+
+
+def _slot_need(buffer: Buffer, lowered: Lowered) -> dict[str, int]:
+    element = C_BYTES[buffer.dtype]
+    need = {"tokens": 0, "rows": 0, "fixed": lowered.limits.get("list_bytes", 0) if buffer.dtype == "i32" else 0}
+    if isinstance(buffer.size, Sym):
+        need["tokens" if buffer.size.name == "T" else "rows"] = buffer.size.scale * element
+    else:
+        need["fixed"] += buffer.size * element
+    return need
+
+
+
+def plain_name(text: str) -> str:
+    """A weight's name in the artifact: letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^\w.\-]", "_", text.lstrip("@%"))
+
+

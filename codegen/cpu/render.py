@@ -1,0 +1,137 @@
+"""Rendering: the calls of a step as C source. Layers of equal structure share one function and a table of pointers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from ...compiler.ir.graph import Graph
+from ...compiler.ir.ops.pointwise import ACTIVATIONS
+from . import generic
+from .lower import Call, Lowered, Pointer, assign_slots, lower
+
+ABI = 1
+TEMPLATES = Path(__file__).parent / "templates"
+HEADERS = ("vec.h", "pool.h", "step.h", "sampling.h")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Sources by file name, and the lowering that they come from."""
+
+    sources: dict[str, str]
+    lowered: Lowered
+    kernels: tuple[dict[str, object], ...]
+
+
+@dataclass
+class _Segment:
+    calls: list[dict[str, object]]
+    rows: list[list[int]]
+    width: int
+
+
+def render(graph: Graph, kv_kind: str) -> Rendered:
+    """The C sources of a graph's step. The same graph gives the same bytes."""
+    lowered = lower(graph, kv_kind)
+    slots, slot_of = assign_slots(lowered)
+    numbers, kernels = _number_kernels(lowered.calls)
+
+    def pointer_id(pointer: Pointer) -> int:
+        base = {"weight": 0, "buffer": len(lowered.weights), "cache": len(lowered.weights) + len(slots), "input": len(lowered.weights) + len(slots) + len(lowered.caches)}
+        return base[pointer.kind] + (slot_of[pointer.index] if pointer.kind == "buffer" else pointer.index)
+
+    segments = [_segment(lowered.calls, start, period, count, pointer_id, numbers) for start, period, count in _periods([c.code for c in lowered.calls])]
+    kinds = lowered.kinds
+    environment = _environment()
+    float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"]), sorted(kinds["dot"])
+    common = {"float_kinds": float_kinds, "dot_kinds": dot_kinds, "activations": ACTIVATIONS}
+    attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
+    kv = sorted(kinds["kv"] - {"f32"})
+    limits = lowered.limits
+    step = environment.get_template("step.c.j2").render(
+        **common,
+        linear_source=environment.get_template("linear.c.j2").render(**common, kv_only=kv),
+        attention_source=attention,
+        table_kinds=sorted(kinds["table"]),
+        experts_kinds=sorted(kinds["experts"]),
+        generic=[generic.HELPERS, *[lowered.functions[n] for n in sorted(lowered.functions)]],
+        segments=segments,
+        weight_count=len(lowered.weights),
+        slots=slots,
+        caches=lowered.caches,
+        kernel_names=[k["name"] for k in kernels],
+        abi=ABI,
+        max_k=limits["k"],
+        attention_rows=limits["attention_rows"],
+        max_dk=limits["dk"],
+        max_dv=limits["dv"],
+        shared_row_bytes=limits["shared_row_bytes"],
+        partial_bytes=limits["partial_bytes"],
+        logits_slot=slot_of[lowered.logits.id],
+    )
+    headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}
+    return Rendered({"step.c": step, **headers}, lowered, tuple(kernels))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+
+def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, object]]]:
+    """Calls of equal code are one kernel; its name is the module it serves with the layer's number replaced by a star."""
+    numbers: dict[str, int] = {}
+    kernels: list[dict[str, object]] = []
+    for call in calls:
+        if call.code not in numbers:
+            numbers[call.code] = len(kernels)
+            where = re.sub(r"\.\d+(?=\.|$)", ".*", call.scope)
+            kernels.append({"name": f"{call.kernel} {where}".strip()[:160], "kernel": call.kernel, "scheme": call.scheme, "weight_bytes": call.weight_bytes, "operations": call.operations, "calls": 0})
+        kernel = kernels[numbers[call.code]]
+        kernel["calls"] = int(str(kernel["calls"])) + 1
+    return numbers, kernels
+
+
+def _periods(codes: list[str]) -> list[tuple[int, int, int]]:
+    """Split a list into (start, period, count): runs that repeat, the longest cover first; the rest as runs of count one."""
+    ids: dict[str, int] = {}
+    keys = [ids.setdefault(c, len(ids)) for c in codes]
+    out: list[tuple[int, int, int]] = []
+    plain = at = 0
+    while at < len(keys):
+        best = (0, 0)
+        for period in range(1, min(512, (len(keys) - at) // 2) + 1):
+            if keys[at] != keys[at + period]:
+                continue
+            count = 1
+            while keys[at + count * period : at + (count + 1) * period] == keys[at : at + period]:
+                count += 1
+            if count > 1 and period * count > best[0] * best[1]:
+                best = (period, count)
+        if best[1] > 1 and best[0] > 1:
+            if plain < at:
+                out.append((plain, at - plain, 1))
+            out.append((at, *best))
+            at += best[0] * best[1]
+            plain = at
+        else:
+            at += 1
+    if plain < at:
+        out.append((plain, at - plain, 1))
+    return out
+
+
+def _segment(calls: list[Call], start: int, period: int, count: int, pointer_id: object, numbers: dict[str, int]) -> _Segment:
+    made: list[dict[str, object]] = []
+    base = 0
+    for call in calls[start : start + period]:
+        code = re.sub(r"@(\d+)", lambda m, b=base: f"P({b + int(m[1])})", call.code)
+        made.append({"label": f"{call.label} {call.scope}".strip().replace("*/", ""), "code": code, "number": numbers[call.code]})
+        base += len(call.pointers)
+    rows = [[pointer_id(p) for c in calls[start + i * period : start + (i + 1) * period] for p in c.pointers] for i in range(count)]  # type: ignore[operator]
+    return _Segment(made, rows, base)

@@ -1,0 +1,33 @@
+"""What a compile tells about a graph."""
+
+from __future__ import annotations
+
+import re
+
+from .ir.graph import Graph
+from .ir.ops.embedding import Embedding
+from .ir.ops.experts import Experts
+from .ir.ops.linear import Linear
+
+
+def quantization_report(graph: Graph) -> dict[str, str]:
+    """Scheme by module, layers' numbers replaced by a star where all layers agree."""
+    found: dict[str, set[str]] = {}
+    exact: dict[str, str] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op, Linear | Experts | Embedding):
+            continue
+        weight = node.inputs[0] if isinstance(node.op, Embedding) else node.inputs[3] if isinstance(node.op, Experts) else node.inputs[1]
+        scheme = node.op.scheme or weight.type.dtype
+        for module in (node.scope or node.op.name).split("+"):
+            exact[module] = scheme
+            found.setdefault(_starred(module), set()).add(scheme)
+    report: dict[str, str] = {}
+    for module, scheme in exact.items():
+        glob = _starred(module)
+        report[glob if len(found[glob]) == 1 else module] = scheme
+    return report
+
+
+def _starred(module: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", module)

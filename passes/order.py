@@ -1,0 +1,43 @@
+"""Which passes, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .fuse_activation import FuseActivation
+from .fuse_attention import FuseAttention
+from .fuse_norm import FuseNorm
+from .fuse_residual import FuseResidual
+from .gather_last import GatherLast
+from .merge_linears import MergeLinears
+from .pass_ import Pass
+from .quantize import Quantize
+from .raise_activation import RaiseActivation
+from .raise_norm import RaiseNorm
+from .raise_rope import RaiseRope
+from .simplify import Simplify
+from .widen import Widen
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cpu_passes(buffers: Mapping[str, torch.Tensor], scheme: str, rules: tuple[tuple[str, str], ...]) -> list[Pass]:
+    """Raise what the model wrote out, attach schemes, then fuse: a fusion joins only weights of the same scheme."""
+    return [
+        Widen(),
+        Simplify(),
+        RaiseNorm(buffers),
+        RaiseActivation(buffers),
+        RaiseRope(buffers),
+        Simplify(),
+        Quantize(scheme, rules),
+        FuseActivation(),
+        MergeLinears(),
+        FuseResidual(),
+        FuseAttention(),
+        GatherLast(),
+        FuseNorm(),
+        Simplify(),
+    ]

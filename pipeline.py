@@ -1,0 +1,453 @@
+"""compile(): the whole compile, in the order in which it happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import GateFailed, LlmcError, UnsupportedError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from .codegen.cpu.render import Rendered
+    from .compiler.checkpoint import Checkpoint
+    from .compiler.importer import Imported
+    from .compiler.ir.graph import Graph
+
+T = TypeVar("T")
+DTYPES = ("auto", "f32", "f16", "bf16")
+KV_DTYPES = (*DTYPES, "int8")
+LEVELS = ("x86-64-v3", "x86-64-v4")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Everything that decides an artifact's bytes, beside the source: the same words as the command line and the recipe."""
+
+    quant: str = "none"
+    dtype: str = "auto"
+    kv_dtype: str = "auto"
+    scheme: tuple[str, ...] = ()
+    activations: str = ""
+    group_size: int = 0
+    asymmetric: bool = False
+    algorithm: str = "rtn"
+    target: tuple[str, ...] = ("cpu",)
+    context: int = 0
+    weights: str = "all"
+    trust_remote_code: bool = False
+    cc: str = ""
+    max_kl: float | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What a compile made. `seconds` and the rest of the report never enter the artifact."""
+
+    artifact: str
+    bytes: int
+    sha256: str
+    targets: list[str]
+    quant: dict[str, str]
+    conformance: dict[str, Any]
+    fallbacks: list[dict[str, str]]
+    seconds: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Progress:
+    """Stages and long loops of a compile, on standard error; silent when quiet. Owns the clock of each stage."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        if not self.quiet:
+            print(f"{what} …", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def each(self, items: Iterable[T], what: str) -> Iterable[T]:
+        from tqdm import tqdm
+
+        return tqdm(items, desc=what, file=sys.stderr, disable=None if not self.quiet else True, leave=False)
+
+
+def compile(source: str, out: str | Path, *, force: bool = False, dump_ir: str | Path | None = None, quiet: bool = True, **options: Any) -> CompileReport:  # noqa: A001
+    """Compile a checkpoint to one artifact.
+
+    `source` is a folder, a .gguf file or a hub id; the keyword options are the fields of CompileOptions. Raises LlmcError
+    subclasses; on any error nothing is left at `out`.
+    """
+    settings = resolve(options)
+    target = Path(out)
+    progress = Progress(quiet)
+    levels = expand_targets(settings.target)
+
+    from .codegen.cpu.build import toolchain
+    from .compiler.checkpoint import open_checkpoint
+
+    tools = toolchain(settings.cc)
+    with progress.stage("capture", f"Reading {source}"):
+        checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code)
+        _refuse_overwriting(target, checkpoint, force)
+        dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
+        kv_dtype = dtype if settings.kv_dtype == "auto" else settings.kv_dtype
+        context = _context(checkpoint, settings.context)
+    with progress.stage("capture", "Capturing the model's forward"):
+        captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)
+    with progress.stage("passes", "Running the passes"):
+        graph = run_passes(imported, settings, dump_ir)
+    with progress.stage("codegen", "Generating kernels"):
+        from .codegen.cpu.render import render
+
+        rendered = render(graph, kv_dtype)
+    _enforce_strict(settings, rendered)
+    with progress.stage("codegen", f"Compiling kernels for {', '.join(levels)}"):
+        binaries = _build_all(rendered, levels, settings.cc, progress)
+    with progress.stage("quantize", "Packing weights"):
+        from .runtime.artifact import WeightsFile
+
+        params = _parameters(checkpoint, captured, imported)
+        if not target.parent.is_dir():
+            raise UsageError(f"the folder {target.parent} does not exist", "create it first")
+        weights = WeightsFile(target.parent) if settings.weights == "all" else None
+        if weights is not None:
+            _pack(graph, rendered, params, weights, progress)
+    files = _kernel_files(rendered, binaries, graph, checkpoint)
+    manifest = _manifest(checkpoint, captured, settings, rendered, binaries, tools, dtype, kv_dtype, context, weights, graph)
+    try:
+        with progress.stage("check", "Checking against the original"):
+            manifest["conformance"], manifest["canary"] = _check(target, manifest, files, weights, checkpoint, captured, imported, params)
+        _enforce_gate(settings, manifest["conformance"])
+        with progress.stage("package", f"Writing {target}"):
+            from .runtime.artifact import write_artifact
+
+            digest = write_artifact(target, manifest, files, weights)
+    finally:
+        if weights is not None:
+            weights.close()
+    return CompileReport(
+        str(target),
+        target.stat().st_size,
+        digest,
+        [t["name"] for t in manifest["targets"]],
+        manifest["quant"],
+        manifest["conformance"],
+        rendered.lowered.fallbacks,
+        {k: round(progress.seconds.get(k, 0.0), 3) for k in ("capture", "passes", "quantize", "codegen", "package", "check")},
+        manifest["notes"],
+    )
+
+
+# --- options -----------------------------------------------------------------------------------------------------------
+
+
+def resolve(options: dict[str, Any]) -> CompileOptions:
+    """Check every option's name and value; raises UsageError naming the nearest valid one."""
+    known = CompileOptions.__dataclass_fields__
+    for key in options:
+        if key not in known:
+            raise UsageError(f"unknown option {key!r}", nearest(key, list(known)))
+    for key in ("scheme", "target"):
+        if isinstance(options.get(key), str):
+            options = {**options, key: (options[key],)}
+        elif key in options:
+            options = {**options, key: tuple(options[key]) or known[key].default}
+    settings = CompileOptions(**options)
+    for name, value, valid in (("dtype", settings.dtype, DTYPES), ("kv_dtype", settings.kv_dtype, KV_DTYPES), ("weights", settings.weights, ("all", "none")), ("algorithm", settings.algorithm, ("rtn",))):
+        if value not in valid:
+            if name == "kv_dtype" and value == "fp8":
+                raise UnsupportedError("an fp8 cache is not supported yet", "use --kv-dtype int8")
+            if name == "algorithm" and value in ("gptq", "awq", "smoothquant"):
+                raise UnsupportedError(f"the algorithm {value} is not supported yet", "use --algorithm rtn")
+            raise UsageError(f"{name.replace('_', '-')} cannot be {value!r}", nearest(str(value), valid))
+    if settings.context < 0:
+        raise UsageError(f"a context of {settings.context} positions is impossible", "give a positive --context")
+    schemes(settings)
+    return settings
+
+
+def schemes(settings: CompileOptions) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The default scheme ("" leaves weights as they are) and the rules, from --quant, its modifiers and --scheme."""
+    from .quant.scheme import parse_scheme
+
+    def modified(text: str) -> str:
+        scheme = parse_scheme(text)
+        if scheme.is_integer:
+            if settings.group_size:
+                scheme = replace(scheme, group=settings.group_size)
+            if settings.asymmetric:
+                scheme = replace(scheme, asymmetric=True)
+        if settings.activations:
+            scheme = replace(scheme, activations=settings.activations)
+        return str(parse_scheme(str(scheme)))
+
+    if settings.quant == "auto":
+        raise UnsupportedError("--quant auto is not supported yet", "choose a scheme such as int4 or int8")
+    default = "" if settings.quant == "none" else modified(settings.quant)
+    rules = []
+    for rule in settings.scheme:
+        glob, separator, text = rule.partition("=")
+        if not separator or not glob:
+            raise UsageError(f"--scheme {rule!r} is not GLOB=SCHEME", "write it as 'model.layers.*.mlp.down_proj=int8'")
+        rules.append((glob, str(parse_scheme(text))))
+    return default, tuple(rules)
+
+
+def expand_targets(targets: tuple[str, ...]) -> list[str]:
+    """`cpu`, `cpu:native`, `cpu:aarch64`, `cpu:x86-64-v4` → instruction-set levels, in order, each once."""
+    from .codegen.cpu.build import LEVELS as known
+    from .runtime.cpu_info import available_levels
+
+    levels: list[str] = []
+    for text in targets:
+        family, _, detail = text.partition(":")
+        if family in ("cuda", "rocm"):
+            raise UnsupportedError(f"the target {text} is not supported yet", "use --target cpu")
+        if family != "cpu" or (detail and detail not in (*known, "native")):
+            raise UsageError(f"unknown target {text!r}", nearest(text, ("cpu", "cpu:native", *[f"cpu:{name}" for name in known])))
+        if not detail:
+            found = [name for name in LEVELS if name in known]
+        elif detail == "native":
+            found = [name for name in available_levels() if name in known][:1]
+            if not found:
+                raise UnsupportedError("this CPU runs none of the known levels", "name a level, such as cpu:x86-64-v3")
+        else:
+            found = [detail]
+        levels += [name for name in found if name not in levels]
+    return levels
+
+
+def _context(checkpoint: Checkpoint, wanted: int) -> int:
+    text = checkpoint.config.get_text_config() if hasattr(checkpoint.config, "get_text_config") else checkpoint.config
+    most = next((int(v) for v in (getattr(text, n, None) for n in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")) if isinstance(v, int) and v > 0), 2048)
+    if wanted > most:
+        raise UsageError(f"--context {wanted} is more than the model's maximum of {most} positions", f"give at most {most}")
+    return wanted or most
+
+
+def _refuse_overwriting(target: Path, checkpoint: Checkpoint, force: bool) -> None:
+    if not target.exists() or force:
+        return
+    from .runtime.artifact import open_artifact
+
+    try:
+        with open_artifact(target) as old:
+            same = old.manifest["source"]["sha256"] == checkpoint.sha256
+    except LlmcError:
+        same = False
+    if not same:
+        raise UsageError(f"{target} exists already", "give another name, or --force to replace it")
+
+
+# --- stages ------------------------------------------------------------------------------------------------------------
+
+
+def front_end(checkpoint: Checkpoint, dtype: str, context: int, trust_remote_code: bool = False) -> tuple[Any, Imported]:
+    """Capture and import: the model's forward as verified IR."""
+    from .compiler.capture import capture
+    from .compiler.importer import import_program
+    from .compiler.ir.verify import verify
+
+    captured = capture(checkpoint.config, dtype, context, trust_remote_code=trust_remote_code)
+    imported = import_program(captured)
+    verify(imported.graph, "import")
+    return captured, imported
+
+
+def run_passes(imported: Imported, settings: CompileOptions, dump_ir: str | Path | None = None) -> Graph:
+    """The CPU pass pipeline, verified after each pass; one file a pass in `dump_ir`."""
+    from .compiler.ir.text import print_graph
+    from .compiler.ir.verify import verify
+    from .passes.order import cpu_passes
+
+    graph = imported.graph
+    default, rules = schemes(settings)
+    folder = Path(dump_ir) if dump_ir is not None else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "00-import.ir").write_text(print_graph(graph))
+    for number, step in enumerate(cpu_passes(imported.buffers, default, rules), 1):
+        graph = verify(step.run(graph), step.name)
+        if folder is not None:
+            (folder / f"{number:02d}-{step.name}.ir").write_text(print_graph(graph))
+    return graph
+
+
+def _build_all(rendered: Rendered, levels: list[str], cc: str, progress: Progress) -> dict[str, bytes]:
+    from .codegen.cpu.build import build
+
+    return {level: build(rendered.sources, level, cc) for level in progress.each(levels, "levels")}
+
+
+def _parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Callable[[str], torch.Tensor]:
+    bound = checkpoint.bind(captured.model)
+    return lambda name: imported.buffers[name] if name in imported.buffers else bound(name)
+
+
+def _pack(graph: Graph, rendered: Rendered, params: Callable[[str], torch.Tensor], weights: Any, progress: Progress) -> None:
+    from .codegen.cpu.weights import WeightPacker, unique_names
+
+    packer = WeightPacker(graph, params)
+    specs = rendered.lowered.weights
+    for name, spec in progress.each(list(zip(unique_names(specs), specs, strict=True)), "weights"):
+        weights.add(name, packer.pack(spec))
+
+
+def _kernel_files(rendered: Rendered, binaries: dict[str, bytes], graph: Graph, checkpoint: Checkpoint) -> dict[str, bytes]:
+    from .compiler.ir.text import print_graph
+
+    files = {"model.ir": print_graph(graph).encode()}
+    files.update({f"kernels/cpu/source/{name}": text.encode() for name, text in rendered.sources.items()})
+    files.update({f"kernels/cpu/{level}/step.so": binary for level, binary in binaries.items()})
+    files.update({f"tokenizer/{name}": data for name, data in checkpoint.tokenizer_files.items()})
+    return files
+
+
+def _manifest(checkpoint: Checkpoint, captured: Any, settings: CompileOptions, rendered: Rendered, binaries: dict[str, bytes], tools: str, dtype: str, kv_dtype: str, context: int, weights: Any, graph: Graph) -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .compiler.report import quantization_report
+
+    config = checkpoint.config
+    parameters = sum(p.numel() for p in captured.model.parameters())
+    recipe = {k: v for k, v in asdict(settings).items() if k not in ("max_kl", "strict", "cc")}
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return ""
+
+    from . import __name__ as package
+    from .runtime.artifact import SCHEMA
+    from .version import VERSION
+
+    assert package
+    (logits,) = graph.outputs
+    vocabulary = logits.type.shape[-1]
+    return {
+        "schema": SCHEMA,
+        "llmc": VERSION,
+        "source": {"sha256": checkpoint.sha256, "files": sorted(p.name for p in checkpoint.files)},
+        "toolchain": {"compiler": tools, "torch": installed("torch").partition("+")[0], "transformers": installed("transformers"), "sources_sha256": hashlib.sha256(json.dumps(rendered.sources, sort_keys=True).encode()).hexdigest()},
+        "model": {
+            "architecture": (getattr(config, "architectures", None) or [type(captured.model).__name__])[0],
+            "type": config.model_type,
+            "parameters": parameters,
+            "context": context,
+            "vocab": vocabulary,
+            "dtype": dtype,
+            "kv_dtype": kv_dtype,
+            "bos_token_id": getattr(text, "bos_token_id", None),
+            "eos_token_id": getattr(text, "eos_token_id", None),
+        },
+        "recipe": json.loads(json.dumps(recipe)),
+        "targets": [{"name": f"cpu:{level}", "isa": level, "member": f"kernels/cpu/{level}/step.so", "bytes": len(binary), "kernels": list(rendered.kernels)} for level, binary in binaries.items()],
+        "quant": quantization_report(graph),
+        "weights": [list(item) for item in weights.listed] if weights is not None else [],
+        "memory_plan": _memory_plan(rendered, weights),
+        "fallbacks": rendered.lowered.fallbacks,
+        "notes": list(captured.notes) + ([] if checkpoint.tokenizer_files.get("tokenizer.json") else ["the checkpoint has no tokenizer: the artifact takes token ids only"]),
+        "conformance": {},
+        "canary": {},
+    }
+
+
+def _memory_plan(rendered: Rendered, weights: Any) -> dict[str, int]:
+    """Bytes of the weights, of a cache block over all layers, and of the buffers at the default step size."""
+    from .codegen.cpu.lower import assign_slots
+    from .runtime.plan import BLOCK
+
+    element = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
+    block = 0
+    for cache in rendered.lowered.caches:
+        per_head = BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element[cache.kind] + (2 * BLOCK * 4 if cache.kind == "i8" else 0)
+        block += cache.groups * per_head
+    slots, _ = assign_slots(rendered.lowered)
+    tokens = 512
+    buffers = sum(s["tokens"] * tokens + s["rows"] * 64 + s["fixed"] for s in slots) + rendered.lowered.limits["shared_row_bytes"] * tokens
+    return {"weight_bytes": sum(n for _, n in weights.listed) if weights is not None else 0, "cache_bytes_per_block": block, "buffer_bytes": buffers}
+
+
+def _enforce_strict(settings: CompileOptions, rendered: Rendered) -> None:
+    if settings.strict and rendered.lowered.fallbacks:
+        first = rendered.lowered.fallbacks[0]
+        raise UnsupportedError(f"--strict: {len(rendered.lowered.fallbacks)} nodes run on generic kernels, the first is {first['op']} in {first['module'] or 'the model'}: {first['reason']}", "compile without --strict to accept them")
+
+
+def _enforce_gate(settings: CompileOptions, conformance: dict[str, Any]) -> None:
+    if settings.max_kl is None:
+        return
+    if "kl_mean" not in conformance:
+        raise GateFailed(f"--max-kl cannot be checked here: {conformance.get('skipped')}", "run the gate on a machine that the target runs on, with llmc eval")
+    if not conformance["kl_mean"] <= settings.max_kl:
+        raise GateFailed(f"the mean KL divergence is {conformance['kl_mean']}, more than --max-kl {settings.max_kl}", "use more bits, smaller groups, or another algorithm")
+
+
+def _check(target: Path, manifest: dict[str, Any], files: dict[str, bytes], weights: Any, checkpoint: Checkpoint, captured: Any, imported: Imported, params: Callable[[str], torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the artifact beside its place, run it, and compare its logits with the reference's on probe text."""
+    if weights is None:
+        return {"skipped": "compiled without weights"}, {}
+    from .runtime.cpu_info import available_levels
+
+    held = [t["isa"] for t in manifest["targets"]]
+    if not set(held) & set(available_levels()):
+        reason = f"none of {', '.join(held)} runs on this machine; check it there with llmc eval --reference"
+        return {"skipped": reason}, {}
+    import tempfile
+
+    import torch
+
+    from .compiler.ir.reference import Context, run
+    from .conformance import compare
+    from .runtime.api import load
+    from .runtime.artifact import write_artifact
+
+    ids = _probe_ids(checkpoint, manifest)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".llmc-check-") as folder:
+        draft = Path(folder) / "draft.llmc"
+        write_artifact(draft, manifest, files, weights)
+        with load(draft, kv_cache="256MiB" if manifest["memory_plan"]["cache_bytes_per_block"] < (1 << 20) else None, max_batch=2) as model:
+            logits = model.logits([ids])[0]
+            canary = {"sequences": [ids[:n] for n in (5, 33)], "sha256": []}
+            canary["sha256"] = [model.logits_hash(s) for s in canary["sequences"]]
+    context = Context.single(len(ids), wide=torch.float32)
+    with torch.no_grad():
+        (reference,) = run(imported.graph, params, torch.tensor(ids), context)
+    return compare(reference[0].numpy(), logits), canary
+
+
+def _probe_ids(checkpoint: Checkpoint, manifest: dict[str, Any]) -> list[int]:
+    """Token ids of the probe text, or arithmetic ones without a tokenizer."""
+    from .conformance import PROBE, PROBE_TOKENS
+
+    count = min(PROBE_TOKENS, int(manifest["model"]["context"]))
+    vocabulary = int(manifest["model"]["vocab"])
+    raw = checkpoint.tokenizer_files.get("tokenizer.json")
+    if raw is not None:
+        from tokenizers import Tokenizer
+
+        ids = [i for i in Tokenizer.from_str(raw.decode()).encode(PROBE, add_special_tokens=False).ids if i < vocabulary][:count]
+        if len(ids) >= 16:
+            return ids
+    return [(7919 * i + 11) % vocabulary for i in range(min(count, 128))]

@@ -1,0 +1,44 @@
+"""Run-time settings, resolved once against the artifact before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import EnvironmentLacks, UsageError
+from .artifact import Artifact
+from .cpu_info import usable_cpus
+from .plan import BLOCK, blocks_for
+from .sizes import parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """threads; tokens a step; requests at once; logit rows a step; positions a request; cache blocks; instruction-set level ("" picks)."""
+
+    threads: int
+    max_tokens: int
+    max_batch: int
+    max_rows: int
+    context: int
+    blocks: int
+    isa: str
+
+    @staticmethod
+    def resolve(artifact: Artifact, *, threads: int | None = None, kv_cache: str | int | None = None, max_batch: int | None = None, target: str = "", isa: str = "", max_tokens: int = 512) -> RunConfig:
+        """Raises UsageError for an impossible setting and EnvironmentLacks for a target that is not there."""
+        if target:
+            family, _, level = target.partition(":")
+            if family != "cpu":
+                raise EnvironmentLacks(f"{artifact.path.name} holds no kernels for {target}", f"it holds {', '.join(t['name'] for t in artifact.manifest['targets'])}")
+            isa = isa or level
+        usable = usable_cpus()
+        count = usable if threads is None else threads
+        if not 1 <= count <= 256:
+            raise UsageError(f"{count} threads are impossible", f"this process may use {usable}")
+        batch = 64 if max_batch is None else max_batch
+        if not 1 <= batch <= 4096:
+            raise UsageError(f"--max-batch {batch} is impossible", "give a number from 1 to 4096")
+        context = int(artifact.manifest["model"]["context"])
+        blocks = blocks_for(artifact.manifest, parse_size(kv_cache) if kv_cache is not None else None, batch, context)
+        tokens = max(max_tokens, batch)
+        return RunConfig(count, tokens, batch, max(batch, 64), min(context, blocks * BLOCK), blocks, isa)

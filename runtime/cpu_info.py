@@ -1,0 +1,45 @@
+"""What this machine's CPU can run: instruction-set levels in order of preference, and how many threads the process may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+
+V3 = {"avx2", "fma", "f16c", "bmi2", "movbe"}
+V4 = V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"}
+AMX = V4 | {"amx_tile", "amx_int8", "amx_bf16"}
+LEVELS = ("x86-64-amx", "x86-64-v4", "x86-64-v3", "aarch64")
+
+
+@cache
+def available_levels() -> tuple[str, ...]:
+    """The levels that this CPU runs, the fastest first."""
+    machine = platform.machine()
+    flags: set[str] = set()
+    try:
+        with open("/proc/cpuinfo") as stream:
+            for line in stream:
+                if line.startswith(("flags", "Features")):
+                    flags = set(line.split(":", 1)[1].split())
+                    break
+    except OSError:
+        return ()
+    if machine == "aarch64":
+        return ("aarch64",) if {"asimddp", "asimdhp"} <= flags else ()
+    if machine != "x86_64":
+        return ()
+    return tuple(name for name, needs in (("x86-64-amx", AMX), ("x86-64-v4", V4), ("x86-64-v3", V3)) if needs <= flags)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on: its affinity, and its control group's quota."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as stream:
+            quota, period = stream.read().split()
+        if quota != "max":
+            count = min(count, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return count

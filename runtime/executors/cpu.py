@@ -1,0 +1,177 @@
+"""The CPU executor: the artifact's shared object, called once a step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import ArtifactError, EnvironmentLacks, LlmcError, nearest
+from ..artifact import Artifact
+from ..cpu_info import LEVELS, available_levels
+from ..sampling import Draw, SamplingRow
+
+ABI = 1
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step's tokens, packed: all arrays int32.
+
+    ids [T], positions [T]; start [S+1]: where each sequence's tokens begin; pos [S]: the position of its first one;
+    block_tables [S, max_blocks]; row_tokens [R]: the tokens whose logits are wanted.
+    """
+
+    ids: Ints
+    positions: Ints
+    start: Ints
+    pos: Ints
+    block_tables: Ints
+    row_tokens: Ints
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_int32) for n in ("tokens", "sequences", "rows", "max_blocks")] + [(n, ctypes.c_void_p) for n in ("ids", "positions", "start", "pos", "block_tables", "row_tokens")]
+
+
+class _Sampling(ctypes.Structure):
+    _fields_ = [
+        ("row", ctypes.c_int32), *((n, ctypes.c_float) for n in ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")),
+        ("top_k", ctypes.c_int32), ("seed", ctypes.c_uint64), ("counter", ctypes.c_uint64),
+        ("prompt", ctypes.c_void_p), ("prompt_count", ctypes.c_int64), ("output", ctypes.c_void_p), ("output_count", ctypes.c_int64),
+        ("bias_ids", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("bias_count", ctypes.c_int32), ("unused", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+def choose_level(artifact: Artifact, wanted: str = "") -> str:
+    """The level to run: the fastest that the file has and this CPU runs, or the wanted one. Raises EnvironmentLacks."""
+    held = {t["isa"] for t in artifact.manifest["targets"] if t["name"].startswith("cpu")}
+    here = available_levels()
+    if wanted:
+        if wanted not in LEVELS:
+            from ...errors import UsageError
+
+            raise UsageError(f"unknown instruction-set level {wanted!r}", nearest(wanted, LEVELS))
+        if wanted not in held:
+            raise EnvironmentLacks(f"{artifact.path.name} holds no kernels for {wanted}; it holds {', '.join(sorted(held)) or 'none'}", "compile it with that target")
+        if wanted not in here:
+            raise EnvironmentLacks(f"this CPU does not run {wanted}; it runs {', '.join(here) or 'none of the levels'}")
+        return wanted
+    for level in here:
+        if level in held:
+            return level
+    raise EnvironmentLacks(f"{artifact.path.name} holds kernels for {', '.join(sorted(held)) or 'no CPU'}; this CPU runs {', '.join(here) or 'none of the known levels'}", "compile it for this machine: --target cpu")
+
+
+class CpuExecutor:
+    """Runs steps of one artifact. Owns the shared object's state: arena, cache and threads; `close()` frees them."""
+
+    def __init__(self, artifact: Artifact, *, threads: int, max_tokens: int, max_sequences: int, max_rows: int, context: int, blocks: int, isa: str = "") -> None:
+        if not artifact.has("weights/model.safetensors"):
+            raise EnvironmentLacks(f"{artifact.path.name} was compiled without weights", "compile it with --weights all to run it")
+        self.artifact = artifact
+        self.level = choose_level(artifact, isa)
+        self.vocabulary = int(artifact.manifest["model"]["vocab"])
+        self.blocks = blocks
+        self._library = _load(artifact, self.level)
+        tensors = artifact.tensors
+        base = artifact.base_address
+        names = [n for n, _ in artifact.manifest["weights"]]
+        pointers = (ctypes.c_void_p * len(names))(*[base + tensors[n][0] for n in names])
+        self._max_rows = max_rows
+        self._step = self._library.llmc_create(pointers, threads, max_tokens, max_sequences, max_rows, context, blocks)
+        if not self._step:
+            raise EnvironmentLacks(f"no memory for {blocks} cache blocks, or no threads", "give a smaller --kv-cache or --max-batch")
+
+    def run(self, batch: Batch) -> None:
+        """Compute a step; `logits` then holds its rows."""
+        arrays = [np.ascontiguousarray(a, dtype=np.int32) for a in (batch.ids, batch.positions, batch.start, batch.pos, batch.block_tables, batch.row_tokens)]
+        raw = _Batch(batch.ids.size, batch.pos.size, batch.row_tokens.size, batch.block_tables.shape[1], *[a.ctypes.data for a in arrays])
+        if self._library.llmc_step(self._step, ctypes.byref(raw)):
+            raise LlmcError(f"a step of {batch.ids.size} tokens and {batch.pos.size} sequences is larger than the executor was made for")
+
+    def logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """The last step's logits [rows, V], a view that the next step overwrites."""
+        address = self._library.llmc_logits(self._step)
+        flat = (ctypes.c_float * (rows * self.vocabulary)).from_address(address)
+        return np.frombuffer(flat, dtype=np.float32).reshape(rows, self.vocabulary)
+
+    def sample(self, rows: Sequence[SamplingRow], top: int = 0, logprobs: bool = False) -> list[Draw]:
+        """Draw one token for each row of the last step."""
+        count = len(rows)
+        raw = (_Sampling * count)(*[_row(r) for r in rows])
+        tokens = np.empty(count, np.int32)
+        probabilities = np.empty(count, np.float32)
+        top_ids, top_values = np.empty((count, max(top, 1)), np.int32), np.empty((count, max(top, 1)), np.float32)
+        wanted = logprobs or top > 0
+        self._library.llmc_sample(self._step, raw, count, self.vocabulary, tokens.ctypes.data, probabilities.ctypes.data if wanted else None, top, top_ids.ctypes.data, top_values.ctypes.data)
+        if not wanted:
+            return [Draw(t) for t in tokens.tolist()]
+        return [Draw(int(tokens[i]), float(probabilities[i]), [(int(t), float(p)) for t, p in zip(top_ids[i], top_values[i], strict=True) if t >= 0][:top]) for i in range(count)]
+
+    def score(self, targets: Ints) -> npt.NDArray[np.float32]:
+        """Log-probability of one target for each row of the last step."""
+        out = np.empty(targets.size, np.float32)
+        wanted = np.ascontiguousarray(targets, dtype=np.int32)
+        self._library.llmc_score(self._step, wanted.ctypes.data, wanted.size, self.vocabulary, out.ctypes.data)
+        return out
+
+    def copy_block(self, source: int, target: int) -> None:
+        self._library.llmc_copy_block(self._step, source, target)
+
+    def profile(self, on: bool) -> None:
+        """Start (and clear) or stop timing each kernel."""
+        self._library.llmc_profile(self._step, int(on))
+
+    def profiled(self) -> list[tuple[str, float, int]]:
+        """(kernel, seconds, calls) since `profile(True)`."""
+        count = self._library.llmc_kernel_count()
+        return [(self._library.llmc_kernel_name(i).decode(), self._library.llmc_kernel_seconds(self._step, i), self._library.llmc_kernel_calls(self._step, i)) for i in range(count)]
+
+    def close(self) -> None:
+        if self._step:
+            self._library.llmc_destroy(self._step)
+            self._step = None
+
+
+def _row(row: SamplingRow) -> _Sampling:
+    made = _Sampling(row.row, row.temperature, row.top_p, row.min_p, row.repetition_penalty, row.presence_penalty, row.frequency_penalty, row.top_k, row.seed & (2**64 - 1), row.counter)
+    for name, array in (("prompt", row.prompt), ("output", row.output)):
+        if array is not None and array.size:
+            setattr(made, name, array.ctypes.data)
+            setattr(made, f"{name}_count", array.size)
+    if row.bias_ids is not None and row.bias is not None and row.bias_ids.size:
+        made.bias_ids, made.bias, made.bias_count = row.bias_ids.ctypes.data, row.bias.ctypes.data, row.bias_ids.size
+    return made
+
+
+def _load(artifact: Artifact, level: str) -> Any:
+    """dlopen the level's shared object from memory: no temporary file is left behind."""
+    name = next(t["member"] for t in artifact.manifest["targets"] if t.get("isa") == level)
+    handle = os.memfd_create("llmc-kernels")
+    try:
+        os.write(handle, artifact.read(name))
+        library = ctypes.CDLL(f"/proc/self/fd/{handle}")
+    except OSError as error:
+        raise EnvironmentLacks(f"the kernels for {level} cannot be loaded: {error}", "llmc needs Linux with glibc 2.28 or newer") from error
+    finally:
+        os.close(handle)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    for function, result, arguments in (
+        ("llmc_abi", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
+        ("llmc_logits", pointer, [pointer]), ("llmc_sample", integer, [pointer, pointer, integer, integer, pointer, pointer, integer, pointer, pointer]),
+        ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]),
+        ("llmc_profile", None, [pointer, integer]), ("llmc_kernel_count", integer, []), ("llmc_kernel_name", ctypes.c_char_p, [integer]),
+        ("llmc_kernel_seconds", ctypes.c_double, [pointer, integer]), ("llmc_kernel_calls", ctypes.c_int64, [pointer, integer]), ("llmc_cache_bytes_per_block", ctypes.c_int64, []),
+    ):  # fmt: skip
+        found = getattr(library, function)
+        found.restype, found.argtypes = result, arguments
+    if library.llmc_abi() != ABI:
+        raise ArtifactError(f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again")
+    return library

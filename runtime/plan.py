@@ -1,0 +1,55 @@
+"""The memory plan: how many bytes a number of requests at a context length takes, from the manifest alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UsageError
+
+BLOCK = 32
+"""Positions in a cache block."""
+REQUESTS = (1, 8, 64)
+
+
+def cache_bytes(manifest: dict[str, Any], requests: int, context: int) -> int:
+    """Bytes of key/value cache for that many requests of that many positions each."""
+    return requests * -(-context // BLOCK) * int(manifest["memory_plan"]["cache_bytes_per_block"])
+
+
+def total_bytes(manifest: dict[str, Any], requests: int, context: int) -> int:
+    """Weights, cache and buffers."""
+    plan = manifest["memory_plan"]
+    return int(plan["weight_bytes"]) + int(plan["buffer_bytes"]) + cache_bytes(manifest, requests, context)
+
+
+def memory_table(manifest: dict[str, Any]) -> list[dict[str, int]]:
+    """What `llmc inspect` shows: bytes at several numbers of requests and context lengths."""
+    most = int(manifest["model"]["context"])
+    contexts = sorted({min(c, most) for c in (4096, 32768, 131072)} | {most})
+    return [{"requests": r, "context": c, "bytes": total_bytes(manifest, r, c)} for r in REQUESTS for c in contexts]
+
+
+def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, context: int) -> int:
+    """Cache blocks within a budget in bytes (default: for max_batch requests, as far as half of the free memory goes).
+
+    Raises UsageError when not even one request of one block fits: an impossible setting is an error at the start.
+    """
+    per_block = max(1, int(manifest["memory_plan"]["cache_bytes_per_block"]))
+    enough = max_batch * -(-context // BLOCK)
+    if budget is None:
+        return max(1 + -(-context // BLOCK), min(enough, _free_bytes() // 2 // per_block))
+    blocks = budget // per_block
+    if blocks < 2:
+        raise UsageError(f"a cache of {budget} bytes holds no request: one block of {BLOCK} positions takes {per_block} bytes", f"give --kv-cache at least {2 * per_block} bytes")
+    return int(min(blocks, enough))
+
+
+def _free_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as stream:
+            for line in stream:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30

@@ -1,0 +1,229 @@
+"""The scheduler: who computes how many tokens in the next step.
+
+There is no prefill phase and no decode phase: computed tokens catch up with known tokens, within a budget of tokens a step.
+Chunked prefill, continuous batching and recompute after preemption all follow from that rule.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import RequestError
+from .blocks import BLOCK, BlockPool
+from .executors.cpu import Batch
+from .sequence import Sequence, State
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A sequence's part of a step: `count` tokens from position `start`; logits of the last `rows` of them."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one call of the executor computes."""
+
+    slices: tuple[Slice, ...]
+    batch: Batch
+
+    @property
+    def tokens(self) -> int:
+        return int(self.batch.ids.size)
+
+
+class Scheduler:
+    """Owns the queues and the sequences' state. `schedule()` gives the next step, `computed(step)` books it."""
+
+    def __init__(self, pool: BlockPool, *, max_tokens: int, max_sequences: int, max_rows: int, context: int, max_waiting: int = 1024, clock: Callable[[], float] = time.monotonic) -> None:
+        self.pool = pool
+        self.max_tokens, self.max_sequences, self.max_rows, self.context = max_tokens, max_sequences, max_rows, context
+        self.max_waiting = max_waiting
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.expired: list[Sequence] = []
+        self.preemptions = 0
+        self.chunk: Callable[[Sequence, int], int] | None = None
+        self._clock = clock
+
+    def add(self, sequence: Sequence) -> None:
+        """Admit a sequence; raises RequestError when it can never run, or when the queue is full."""
+        need = sequence.prompt.size + (0 if sequence.collect else 1)
+        if sequence.prompt.size < 1:
+            raise RequestError("the prompt is empty", param="prompt")
+        if need > self.context:
+            raise RequestError(f"the prompt has {sequence.prompt.size} tokens; this model serves {self.context} positions, the answer included", param="prompt", code="context_length_exceeded")
+        if -(-need // BLOCK) > self.pool.count:
+            raise RequestError(f"the prompt has {sequence.prompt.size} tokens; the cache holds {self.pool.count * BLOCK}", param="prompt", code="context_length_exceeded")
+        if len(self.waiting) >= self.max_waiting:
+            raise RequestError("too many requests are waiting", status=429, kind="rate_limit_error", code="queue_full")
+        self._enqueue(sequence)
+
+    def adopt(self, sequence: Sequence) -> None:
+        """Take in a sequence that already owns computed blocks (a copy of another)."""
+        sequence.state = State.RUNNING
+        self.running.append(sequence)
+
+    def requeue(self, sequence: Sequence) -> None:
+        """Put back a sequence that must compute its tokens (again)."""
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        sequence.state = State.WAITING
+        self.waiting.append(sequence)
+        self.waiting.sort(key=lambda s: (-s.priority, s.number))
+
+    def finish(self, sequence: Sequence) -> None:
+        """Remove a sequence, whatever its state; its blocks are free at once."""
+        if sequence.state is State.FINISHED:
+            return
+        (self.running if sequence.state is State.RUNNING else self.waiting).remove(sequence)
+        sequence.release(self.pool)
+        sequence.state = State.FINISHED
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def schedule(self) -> Step | None:
+        """The next step, or None when nothing can be computed. Sequences past their deadline go to `expired`."""
+        self._expire()
+        budget, rows_left = self.max_tokens, self.max_rows
+        slices: list[Slice] = []
+        for sequence in list(self.running):
+            if sequence.state is not State.RUNNING or budget == 0:
+                continue
+            made = self._slice(sequence, budget, rows_left, can_preempt=True)
+            if made is not None:
+                slices.append(made)
+                budget, rows_left = budget - made.count, rows_left - made.rows
+        slices = [s for s in slices if s.sequence.state is State.RUNNING]
+        preempted = any(s.computed == 0 and s.preemptions for s in self.waiting[:1])
+        while self.waiting and budget > 0 and len(self.running) < self.max_sequences:
+            if preempted and slices and self.pool.free < self.pool.count // 8:
+                break  # what was just preempted would only push others out again
+            sequence = self.waiting[0]
+            sequence.match_prefix(self.pool)
+            made = self._slice(sequence, budget, rows_left, can_preempt=False)
+            if made is None:
+                sequence.release(self.pool)
+                break
+            self.waiting.pop(0)
+            sequence.state = State.RUNNING
+            self.running.append(sequence)
+            slices.append(made)
+            budget, rows_left = budget - made.count, rows_left - made.rows
+        return Step(tuple(slices), self._batch(slices)) if slices else None
+
+    def computed(self, step: Step) -> None:
+        """Book a step that the executor has run: tokens count as computed, full blocks can be found."""
+        for part in step.slices:
+            sequence = part.sequence
+            if sequence.state is not State.RUNNING:
+                continue
+            before = sequence.computed // BLOCK
+            sequence.computed = part.start + part.count
+            if sequence.collect or sequence.prompt_logprobs is not None:
+                sequence.captured = max(sequence.captured, sequence.computed)
+            for i in range(before, sequence.computed // BLOCK):
+                self.pool.register(sequence.blocks[i], sequence.block_hash(i))
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Give a running sequence's blocks back; it will compute its tokens again."""
+        self.running.remove(sequence)
+        sequence.release(self.pool)
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self._enqueue(sequence)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for sequence in [s for s in (*self.running, *self.waiting) if s.deadline_s is not None and s.deadline_s < now]:
+            self.finish(sequence)
+            self.expired.append(sequence)
+
+    def _slice(self, sequence: Sequence, budget: int, rows_left: int, *, can_preempt: bool) -> Slice | None:
+        count = min(sequence.known - sequence.computed, budget)
+        if self.chunk is not None:
+            count = max(1, min(count, self.chunk(sequence, count)))
+        rows = self._rows(sequence, count)
+        if rows > rows_left:
+            if not self._collects(sequence) or rows_left == 0:
+                return None
+            count = rows = rows_left
+        while -(-(sequence.computed + count) // BLOCK) > len(sequence.blocks):
+            block = self.pool.allocate()
+            if block is not None:
+                sequence.blocks.append(block)
+                continue
+            victim = self._victim(sequence) if can_preempt else None
+            if victim is None:
+                fits = len(sequence.blocks) * BLOCK - sequence.computed
+                if can_preempt or fits <= 0:
+                    if can_preempt and len(self.running) > 1:
+                        self.preempt(sequence)
+                    elif fits > 0:
+                        count = min(count, fits)
+                        rows = self._rows(sequence, count)
+                        break
+                    return None
+                count = min(count, fits)
+                rows = self._rows(sequence, count)
+                break
+            self.preempt(victim)
+        return Slice(sequence, sequence.computed, count, rows)
+
+    def _collects(self, sequence: Sequence) -> bool:
+        return sequence.collect or (sequence.prompt_logprobs is not None and sequence.computed < sequence.prompt.size)
+
+    def _rows(self, sequence: Sequence, count: int) -> int:
+        if self._collects(sequence):
+            return count
+        return 1 if sequence.computed + count == sequence.known else 0
+
+    def _victim(self, asking: Sequence) -> Sequence | None:
+        """The running sequence to preempt: of the lowest priority, the last to come; never one before the asking one."""
+        order = sorted(self.running, key=lambda s: (-s.priority, s.number))
+        last = order[-1]
+        return last if last is not asking and (-last.priority, last.number) > (-asking.priority, asking.number) else None
+
+    def _batch(self, slices: list[Slice]) -> Batch:
+        counts = [s.count for s in slices]
+        start = np.zeros(len(slices) + 1, np.int32)
+        np.cumsum(counts, out=start[1:])
+        total = int(start[-1])
+        ids, positions = np.empty(total, np.int32), np.empty(total, np.int32)
+        width = max(-(-(s.start + s.count) // BLOCK) for s in slices)
+        tables = np.zeros((len(slices), width), np.int32)
+        rows: list[int] = []
+        for i, part in enumerate(slices):
+            a, b = int(start[i]), int(start[i + 1])
+            ids[a:b] = part.sequence.tokens[part.start : part.start + part.count]
+            positions[a:b] = np.arange(part.start, part.start + part.count)
+            held = part.sequence.blocks[:width]
+            tables[i, : len(held)] = held
+            rows.extend(range(b - part.rows, b))
+        pos = np.array([s.start for s in slices], np.int32)
+        return Batch(ids, positions, start, pos, tables, np.array(rows, np.int32))
+
+    def check_integrity(self) -> None:
+        """Assert that every block's users are exactly the sequences that hold it."""
+        self.pool.check_integrity()
+        held: dict[int, int] = {}
+        for sequence in (*self.running, *self.waiting):
+            for block in sequence.blocks:
+                held[block] = held.get(block, 0) + 1
+            assert sequence.computed <= len(sequence.blocks) * BLOCK
+            assert sequence.computed <= sequence.known
+        assert all(not s.blocks for s in self.waiting)
+        assert len(held) == self.pool.used, (len(held), self.pool.used)
