@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from _ctypes import dlclose
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ class CpuExecutor:
         self.level = choose_level(artifact, isa)
         self.vocabulary = int(artifact.manifest["model"]["vocab"])
         self.blocks = blocks
-        self._library = _load(artifact, self.level)
+        self._library, self._handle = _load(artifact, self.level)
         tensors = artifact.tensors
         base = artifact.base_address
         names = [n for n, _ in artifact.manifest["weights"]]
@@ -138,6 +139,8 @@ class CpuExecutor:
         if self._step:
             self._library.llmc_destroy(self._step)
             self._step = None
+            dlclose(self._library._handle)
+            os.close(self._handle)
 
 
 def _row(row: SamplingRow) -> _Sampling:
@@ -151,17 +154,19 @@ def _row(row: SamplingRow) -> _Sampling:
     return made
 
 
-def _load(artifact: Artifact, level: str) -> Any:
-    """dlopen the level's shared object from memory: no temporary file is left behind."""
+def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
+    """dlopen the level's shared object from memory: no temporary file is left behind.
+
+    The descriptor stays open as long as the library: the loader knows libraries by path, and this path is the descriptor's number.
+    """
     name = next(t["member"] for t in artifact.manifest["targets"] if t.get("isa") == level)
     handle = os.memfd_create("llmc-kernels")
     try:
         os.write(handle, artifact.read(name))
         library = ctypes.CDLL(f"/proc/self/fd/{handle}")
     except OSError as error:
-        raise EnvironmentLacks(f"the kernels for {level} cannot be loaded: {error}", "llmc needs Linux with glibc 2.28 or newer") from error
-    finally:
         os.close(handle)
+        raise EnvironmentLacks(f"the kernels for {level} cannot be loaded: {error}", "llmc needs Linux with glibc 2.28 or newer") from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     for function, result, arguments in (
         ("llmc_abi", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
@@ -174,4 +179,4 @@ def _load(artifact: Artifact, level: str) -> Any:
         found.restype, found.argtypes = result, arguments
     if library.llmc_abi() != ABI:
         raise ArtifactError(f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again")
-    return library
+    return library, handle
