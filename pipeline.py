@@ -451,3 +451,31 @@ def _probe_ids(checkpoint: Checkpoint, manifest: dict[str, Any]) -> list[int]:
         if len(ids) >= 16:
             return ids
     return [(7919 * i + 11) % vocabulary for i in range(min(count, 128))]
+
+
+def reference_logits(source: str, context: int = 0, *, trust_remote_code: bool = False) -> Callable[[list[int]], Any]:
+    """A function from token ids [T] to the original's logits [T, V] float32, by the reference executor in float32."""
+    import torch
+
+    from .compiler.checkpoint import open_checkpoint
+    from .compiler.ir.reference import Context, run
+    from .compiler.ir.reference import TORCH_DTYPE as dtypes
+
+    checkpoint = open_checkpoint(source, trust_remote_code=trust_remote_code)
+    captured, imported = front_end(checkpoint, checkpoint.dtype, _context(checkpoint, min(context, _context(checkpoint, 0))), trust_remote_code)
+    params = _parameters(checkpoint, captured, imported)
+    types = {p.name[1:]: dtypes[p.type.dtype] for p in imported.graph.params}
+    kept: dict[str, torch.Tensor] = {}
+
+    def parameter(name: str) -> torch.Tensor:
+        if name not in kept:
+            value = params(name)
+            kept[name] = value.to(types[name]) if value.is_floating_point() else value
+        return kept[name]
+
+    def logits(ids: list[int]) -> Any:
+        with torch.no_grad():
+            (out,) = run(imported.graph, parameter, torch.tensor(ids), Context.single(len(ids), wide=torch.float32))
+        return out[0].numpy()
+
+    return logits

@@ -148,10 +148,10 @@ def _collect(result: Generation, event: Event) -> None:
             result.text += event.text or ""
 
 
-def load(path: str | Path, *, threads: int | None = None, kv_cache: str | int | None = None, max_batch: int | None = None, target: str = "", isa: str = "", verify: bool = False, max_tokens: int = 512) -> Model:
+def load(path: str | Path, *, threads: int | None = None, kv_cache: str | int | None = None, max_batch: int | None = None, target: str = "", isa: str = "", verify: bool = False, max_tokens: int = 512, max_rows: int = 64) -> Model:
     """Open an artifact and make it ready to run. Raises ArtifactError, EnvironmentLacks or UsageError."""
     artifact = open_artifact(path)
     if verify:
         artifact.check_weights()
-    config = RunConfig.resolve(artifact, threads=threads, kv_cache=kv_cache, max_batch=max_batch, target=target, isa=isa, max_tokens=max_tokens)
+    config = RunConfig.resolve(artifact, threads=threads, kv_cache=kv_cache, max_batch=max_batch, target=target, isa=isa, max_tokens=max_tokens, max_rows=max_rows)
     return Model(artifact, config)

@@ -24,7 +24,7 @@ class RunConfig:
     isa: str
 
     @staticmethod
-    def resolve(artifact: Artifact, *, threads: int | None = None, kv_cache: str | int | None = None, max_batch: int | None = None, target: str = "", isa: str = "", max_tokens: int = 512) -> RunConfig:
+    def resolve(artifact: Artifact, *, threads: int | None = None, kv_cache: str | int | None = None, max_batch: int | None = None, target: str = "", isa: str = "", max_tokens: int = 512, max_rows: int = 64) -> RunConfig:
         """Raises UsageError for an impossible setting and EnvironmentLacks for a target that is not there."""
         if target:
             family, _, level = target.partition(":")
@@ -41,4 +41,4 @@ class RunConfig:
         context = int(artifact.manifest["model"]["context"])
         blocks = blocks_for(artifact.manifest, parse_size(kv_cache) if kv_cache is not None else None, batch, context)
         tokens = max(max_tokens, batch)
-        return RunConfig(count, tokens, batch, max(batch, 64), min(context, blocks * BLOCK), blocks, isa)
+        return RunConfig(count, tokens, batch, max(batch, max_rows), min(context, blocks * BLOCK), blocks, isa)

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import RequestError
 from .blocks import BLOCK
 from .detokenizer import Detokenizer
 from .executors.cpu import Batch
@@ -293,39 +294,40 @@ class Engine:
 
     # --- teacher forcing ----------------------------------------------------------------------------------------------
 
-    def collect(self, prompts: list[npt.NDArray[np.int32]], disturb: Callable[[Scheduler], None] | None = None) -> list[Logits]:
-        """Logits of every position of every prompt, [T, V] each. `disturb` may preempt between steps."""
+    def force(self, prompts: list[npt.NDArray[np.int32]], visit: Callable[[Step, dict[int, int]], None], disturb: Callable[[Scheduler], None] | None = None) -> None:
+        """Compute every position of every prompt. After each step, `visit(step, index of each sequence's prompt by number)`
+        may look at the logits of the step's rows; `disturb` may preempt between steps."""
         sequences = [Sequence(p, SamplingParams(max_tokens=0), collect=True) for p in prompts]
-        waiting = list(sequences)
-        gathered: dict[int, dict[int, Logits]] = {s.number: {} for s in sequences}
-        open_now: list[Sequence] = []
+        index = {s.number: i for i, s in enumerate(sequences)}
+        waiting, open_now = list(sequences), list[Sequence]()
         while waiting or open_now:
             while waiting and len(open_now) < self.scheduler.max_sequences:
                 self.scheduler.add(waiting[0])
                 open_now.append(waiting.pop(0))
             step = self.scheduler.schedule()
             if step is None:
-                raise AssertionError("nothing to schedule while sequences are open")
+                raise RequestError("the cache is too small for one sequence", param="prompt")
             self.executor.run(step.batch)
             self.scheduler.computed(step)
-            at = 0
-            for part in step.slices:
-                if part.rows:
-                    gathered[part.sequence.number][part.start] = self.executor.logits(at + part.rows)[at:].copy()
-                at += part.rows
+            visit(step, index)
             for sequence in [s for s in open_now if s.computed == s.known]:
                 self.scheduler.finish(sequence)
                 open_now.remove(sequence)
             if disturb is not None:
                 disturb(self.scheduler)
-        return [_join(gathered[s.number], s.known) for s in sequences]
 
+    def collect(self, prompts: list[npt.NDArray[np.int32]], disturb: Callable[[Scheduler], None] | None = None) -> list[Logits]:
+        """Logits of every position of every prompt, [T, V] each."""
+        out: list[Logits] = []
 
-def _join(pieces: dict[int, Logits], length: int) -> Logits:
-    """Pieces of logits by first position, later ones over earlier ones, as one array."""
-    out = np.empty((length, next(iter(pieces.values())).shape[1]), np.float32)
-    for start, piece in pieces.items():
-        out[start : start + len(piece)] = piece
-    return out
+        def visit(step: Step, index: dict[int, int]) -> None:
+            at = 0
+            rows = self.executor.logits(sum(part.rows for part in step.slices))
+            if not out:
+                out.extend(np.empty((p.size, rows.shape[1]), np.float32) for p in prompts)
+            for part in step.slices:
+                out[index[part.sequence.number]][part.start : part.start + part.rows] = rows[at : at + part.rows]
+                at += part.rows
 
-
+        self.force(prompts, visit, disturb)
+        return out

@@ -7,7 +7,7 @@
 #include <linux/futex.h>
 
 #define MAX_THREADS 256
-#define SPINS 20000
+#define SPINS 3000
 #define SLOTS 64
 
 typedef struct { _Alignas(64) atomic_int value; } counter;

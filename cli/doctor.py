@@ -1,0 +1,45 @@
+"""llmc doctor: what this machine can compile for and run, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from ..runtime.cpu_info import available_levels, usable_cpus
+from ..version import VERSION
+from .main import emit
+from .options import as_json, debug
+
+COMPILE = ("torch", "transformers", "ziglang", "safetensors", "gguf", "pyyaml", "jsonschema", "tqdm")
+SIGN = ("model-signing",)
+
+
+@click.command("doctor")
+@as_json
+@debug
+def command(as_json: bool) -> None:
+    """Say what this machine can compile for and run, and what is missing."""
+    found = {name: _version(name) for name in (*COMPILE, *SIGN)}
+    missing = [name for name in COMPILE if not found[name]]
+    runs = [f"cpu:{level}" for level in available_levels()]
+    compiles = [] if missing else ["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64"]
+    value = {
+        "llmc": VERSION, "python": platform.python_version(), "machine": platform.machine(), "libc": " ".join(platform.libc_ver()), "threads": usable_cpus(),
+        "runs": runs, "compiles": compiles, "packages": found, "missing": missing,
+    }  # fmt: skip
+    if as_json:
+        emit(value)
+        return
+    click.echo(f"llmc {VERSION}, Python {value['python']}, {value['machine']}, {value['libc']}, {value['threads']} threads")
+    click.echo(f"runs:     {', '.join(runs) or 'nothing: this CPU has none of the known levels'}")
+    click.echo(f"compiles: {', '.join(compiles) or 'nothing: ' + ', '.join(missing) + ' missing (install the `compile` extra)'}")
+    click.echo(f"signs:    {'yes' if found['model-signing'] else 'no: install the `sign` extra'}")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,159 @@
+"""Whole tiny models: compiled logits against transformers' own, and the same bits however they are computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from models import MODELS, original_logits
+from tolerances import LOGITS
+
+import llmc
+from llmc.runtime.cpu_info import available_levels
+
+TOKENS = 70  # past two cache blocks and far past the sliding window of 8
+
+
+def draw(random, count=TOKENS, vocabulary=256):
+    return random.integers(3, vocabulary, count).tolist()
+
+
+def load(path, **options):
+    return llmc.load(path, **{"kv_cache": "16MiB", "threads": 2, "max_batch": 8, **options})
+
+
+def close(got, reference, bound):
+    """Finite and within `bound` of the reference's size."""
+    scale = max(1.0, float(np.abs(reference).max()))
+    error = float(np.abs(got - reference).max())
+    assert np.isfinite(got).all() and error <= bound * scale, f"error {error:.3g} of {scale:.3g}, allowed {bound * scale:.3g}"
+
+
+def same_bits_however_computed(path, sequences, **options):
+    """The property that the engine rests on: chunks, batches, preemption, prefix hits and threads change no bit."""
+    with load(path, threads=1, **options) as model:
+        alone = [model.logits([ids])[0] for ids in sequences]
+        ways = {"together": model.logits(sequences), "one token a step": model.logits(sequences, chunk=1), "seven a step": model.logits(sequences, chunk=7)}
+        ways |= {f"schedule {seed}": model.logits(sequences, schedule_seed=seed) for seed in range(4)}
+    with load(path, threads=2, **options) as model:
+        ways |= {"two threads": model.logits(sequences), "two threads, schedule 9": model.logits(sequences, schedule_seed=9)}
+    for name, results in ways.items():
+        for i, (got, expected) in enumerate(zip(results, alone, strict=True)):
+            assert got.tobytes() == expected.tobytes(), f"{name}: sequence {i} differs by {np.abs(got - expected).max()}"
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_float32_logits_are_those_of_transformers(key, checkpoint, artifact, random):
+    folder, ids = checkpoint(key), draw(random)
+    with load(artifact(folder)) as model:
+        close(model.logits([ids])[0], original_logits(folder, ids), LOGITS["f32", "none"])
+
+
+@pytest.mark.parametrize("key", ["llama", "qwen2", "gpt2", "olmo2"])
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_half_precision_is_close_to_the_same_weights_in_float32(key, dtype, checkpoint, artifact, random):
+    folder, ids = checkpoint(key, dtype=torch.bfloat16 if dtype == "bf16" else torch.float16), draw(random)
+    with load(artifact(folder)) as model:
+        assert model.artifact.manifest["model"]["dtype"] == dtype
+        close(model.logits([ids])[0], original_logits(folder, ids), LOGITS[dtype, "none"])
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_no_schedule_changes_a_bit(key, checkpoint, artifact, random):
+    sequences = [draw(random, n) for n in (TOKENS, 1, 33, 5)]
+    same_bits_however_computed(artifact(checkpoint(key)), sequences)
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("llama", {"quant": "int4"}),
+        ("llama", {"quant": "int4:g32:asym/int8"}),
+        ("qwen2", {"quant": "int8"}),
+        ("mixtral", {"quant": "int4:g32"}),
+        ("gpt_oss", {"quant": "int8:channel/bf16"}),
+        ("gemma2", {"quant": "int4", "dtype": "bf16"}),
+        ("llama", {"kv_dtype": "int8"}),
+        ("gpt_neox", {"kv_dtype": "f16"}),
+        ("qwen3", {"dtype": "bf16"}),
+    ],
+    ids=str,
+)
+def test_no_schedule_changes_a_bit_of_a_narrow_model(key, options, checkpoint, artifact, random):
+    sequences = [draw(random, n) for n in (TOKENS, 2, 32)]
+    same_bits_however_computed(artifact(checkpoint(key), **options), sequences)
+
+
+@pytest.mark.parametrize("key", ["llama", "gemma3_text", "qwen3"])
+@pytest.mark.parametrize("kv_dtype", ["int8", "f16"])
+def test_a_narrow_cache_stays_close(key, kv_dtype, checkpoint, artifact, random):
+    folder, ids = checkpoint(key), draw(random)
+    with load(artifact(folder, kv_dtype=kv_dtype)) as model:
+        got, expected = model.logits([ids])[0], original_logits(folder, ids)
+        close(got, expected, LOGITS["f32", f"kv:{kv_dtype}"])
+        assert np.abs(got - expected).max() > LOGITS["f32", "none"] / 10, "the cache was not narrow at all"
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("llama", {"head_dim": 80}),
+        ("llama", {"head_dim": 96}),
+        ("qwen2", {"hidden_size": 448, "num_attention_heads": 4}),  # heads of 112
+        ("llama", {"num_attention_heads": 14}),  # 7 query heads a key head
+        ("llama", {"num_attention_heads": 40, "num_key_value_heads": 1}),  # more query heads than a tile has rows
+        ("llama", {"num_key_value_heads": 1, "vocab_size": 257}),
+        ("qwen2", {"vocab_size": 257, "tie_word_embeddings": True}),
+        ("gemma2", {"intermediate_size": 100}),
+        ("llama", {"intermediate_size": 100, "hidden_size": 72, "num_hidden_layers": 1, "tie_word_embeddings": True}),
+        ("mixtral", {"intermediate_size": 100, "num_hidden_layers": 1, "vocab_size": 257}),
+        ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 4}),
+    ],
+    ids=lambda v: str(v),
+)
+def test_odd_shapes(key, changes, checkpoint, artifact, random):
+    folder, ids = checkpoint(key, **changes), draw(random)
+    with load(artifact(folder)) as model:
+        close(model.logits([ids])[0], original_logits(folder, ids), LOGITS["f32", "none"])
+
+
+@pytest.mark.parametrize("options", [{"quant": "int4:g32"}, {"quant": "int8"}, {"quant": "int4:g128:asym/int8"}], ids=str)
+def test_odd_shapes_quantized_change_no_bit(options, checkpoint, artifact, random):
+    folder = checkpoint("llama", intermediate_size=100, hidden_size=72, num_attention_heads=7, num_key_value_heads=1, vocab_size=257)
+    same_bits_however_computed(artifact(folder, **options), [draw(random, n, 257) for n in (40, 3)])
+
+
+def test_head_dims_that_are_not_whole_tiles_run_in_narrow_caches(checkpoint, artifact, random):
+    folder, ids = checkpoint("llama", head_dim=80), draw(random)
+    with load(artifact(folder, kv_dtype="int8")) as model:
+        close(model.logits([ids])[0], original_logits(folder, ids), LOGITS["f32", "kv:int8"])
+
+
+@pytest.mark.skipif(not {"x86-64-v3", "x86-64-v4"} <= set(available_levels()), reason="this CPU does not run both levels")
+@pytest.mark.parametrize(("key", "options"), [("gemma2", {}), ("llama", {"quant": "int4:g32:asym/int8", "kv_dtype": "int8"}), ("gpt_oss", {"quant": "int4", "dtype": "bf16"}), ("gpt2", {"quant": "int8", "dtype": "f16"})], ids=str)
+def test_both_levels_give_the_same_bits(key, options, checkpoint, artifact, random):
+    path, ids = artifact(checkpoint(key), target=("cpu:x86-64-v3", "cpu:x86-64-v4"), **options), draw(random)
+    results = []
+    for isa in ("x86-64-v3", "x86-64-v4"):
+        with load(path, isa=isa) as model:
+            assert model.executor.level == isa
+            results.append(model.logits([ids])[0])
+    assert results[0].tobytes() == results[1].tobytes(), f"the levels differ by {np.abs(results[0] - results[1]).max()}"
+
+
+def test_compiling_twice_in_two_folders_gives_the_same_bytes(checkpoint, tmp_path, monkeypatch):
+    """Byte-reproducible: no path, time or order of a hash table enters the artifact, nor does the kernel cache."""
+    outs = []
+    for name in ("a", "b/deeper"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        monkeypatch.chdir(folder)
+        llmc.compile(str(checkpoint("llama")), folder / f"{folder.name}.llmc", quant="int4:g32", target=("cpu:x86-64-v3",))
+        outs.append((folder / f"{folder.name}.llmc").read_bytes())
+    assert outs[0] == outs[1]
+
+
+def test_tied_weights_are_stored_once(checkpoint, artifact):
+    sizes = {tie: artifact(checkpoint("llama", tie_word_embeddings=tie)).stat().st_size for tie in (True, False)}
+    assert sizes[False] - sizes[True] >= 256 * 64 * 4

@@ -1,0 +1,30 @@
+"""How far a result may lie from its reference, in one table; a test takes its bound from here and never loosens it.
+
+`LOGITS[dtype, scheme]` bounds max|logits − reference| of a tiny model (two layers, K ≤ 128) as a share of max(1, max|reference|).
+`PRODUCT[scheme's activations]` bounds one product's error as a share of Σ|x·w|, the size of what is summed.
+"""
+
+LOGITS = {
+    # ~10 products deep, each off by at most K·2⁻²⁴ ≈ 6e-6 of its terms, errors of random sign: 3 · 6e-6.
+    ("f32", "none"): 2e-5,
+    # x is rounded to 11 bits before each of ~10 products: 2⁻¹² each, in random directions, doubled for the tails.
+    ("f16", "none"): 2e-3,
+    # x is rounded to 8 bits before each of ~10 products: 2⁻⁹ · √10 in random directions, four times that for the tails.
+    ("bf16", "none"): 2.5e-2,
+    # Only keys and values are rounded: half of a 1/127 step of the largest of a block, through two layers, tails included.
+    ("f32", "kv:int8"): 1.5e-2,
+    # Only keys and values are rounded, to 11 bits: 2⁻¹² · √4 roundings, tails included.
+    ("f32", "kv:f16"): 1.5e-3,
+}
+
+PRODUCT = {
+    # K ≤ 2048 additions of float32 in 16 or more lanes: at most (K/16 + 4) · 2⁻²⁴ ≈ 8e-6 of the terms.
+    "": 1e-5,
+    # The reference rounds x as the kernel does, but a norm before it may tip a tie: one of K values off by 2⁻⁸, K ≥ 33.
+    "bf16": 2e-4,
+    # The sum of integers is exact; a tie tips one of K values by 1/127 of the largest (K ≥ 33), and the scale is float32.
+    "int8": 5e-4,
+}
+
+# Units in the last place against float64, the measured bound of each polynomial rounded up; absolute error where a zero is crossed.
+ULP = {"exp": 2, "log": 3, "sigmoid": 4, "tanh": 4, "erf": 8, "silu": 4, "quick_gelu": 8, "softplus": 4, "expm1": 6, "log1p": 4}
