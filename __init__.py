@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import CompileReport, compile  # noqa: A004
+    from .pipeline import CompileReport, compile
     from .runtime.api import Model, load
 
 __all__ = ["CompileReport", "Model", "compile", "load"]

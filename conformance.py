@@ -37,7 +37,10 @@ def compare(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> dict[st
     kl = divergence(reference, candidate)
     top1 = (reference.argmax(-1) == candidate.argmax(-1)).mean()
     largest = np.abs(reference.astype(np.float64) - candidate.astype(np.float64)).max()
-    return {k: round_digits(float(v)) for k, v in (("kl_mean", kl.mean()), ("kl_p99", np.quantile(kl, 0.99)), ("top1", top1), ("max_abs", largest))}
+    return {
+        k: round_digits(float(v))
+        for k, v in (("kl_mean", kl.mean()), ("kl_p99", np.quantile(kl, 0.99)), ("top1", top1), ("max_abs", largest))
+    }
 
 
 def round_digits(value: float, digits: int = 3) -> float:

@@ -70,7 +70,15 @@ class RequestError(LlmcError):
 
     exit_status = 2
 
-    def __init__(self, message: str, *, param: str | None = None, status: int = 400, kind: str = "invalid_request_error", code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.status = status

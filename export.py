@@ -32,7 +32,11 @@ def export_dense(source: str, out: Path, *, quiet: bool = True, **options: Any) 
         bound = checkpoint.bind(captured.model)
     default, rules = schemes(settings)
     plan = Quantize(default, rules).plan(imported.graph)
-    chosen = {root_param(weight, imported.graph)[1:]: plan[node.output.name] for node, weight in weight_nodes(imported.graph) if node.output.name in plan}
+    chosen = {
+        root_param(weight, imported.graph)[1:]: plan[node.output.name]
+        for node, weight in weight_nodes(imported.graph)
+        if node.output.name in plan
+    }
     tensors: dict[str, torch.Tensor] = {}
     for param in progress.each([p for p in imported.graph.params if p.name[1:] not in imported.buffers], "tensors"):
         name = param.name[1:]

@@ -90,7 +90,9 @@ class Progress:
         return tqdm(items, desc=what, file=sys.stderr, disable=None if not self.quiet else True, leave=False)
 
 
-def compile(source: str, out: str | Path, *, force: bool = False, dump_ir: str | Path | None = None, quiet: bool = True, **options: Any) -> CompileReport:  # noqa: A001
+def compile(
+    source: str, out: str | Path, *, force: bool = False, dump_ir: str | Path | None = None, quiet: bool = True, **options: Any
+) -> CompileReport:
     """Compile a checkpoint to one artifact.
 
     `source` is a folder, a .gguf file or a hub id; the keyword options are the fields of CompileOptions. Raises LlmcError
@@ -135,7 +137,9 @@ def compile(source: str, out: str | Path, *, force: bool = False, dump_ir: str |
     manifest = _manifest(checkpoint, captured, settings, rendered, binaries, tools, dtype, kv_dtype, context, weights, graph)
     try:
         with progress.stage("check", "Checking against the original"):
-            manifest["conformance"], manifest["canary"] = _check(target, manifest, files, weights, checkpoint, captured, imported, params)
+            manifest["conformance"], manifest["canary"] = _check(
+                target, manifest, files, weights, checkpoint, captured, imported, params
+            )
         _enforce_gate(settings, manifest["conformance"])
         with progress.stage("package", f"Writing {target}"):
             from .runtime.artifact import write_artifact
@@ -172,7 +176,12 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
         elif key in options:
             options = {**options, key: tuple(options[key]) or known[key].default}
     settings = CompileOptions(**options)
-    for name, value, valid in (("dtype", settings.dtype, DTYPES), ("kv_dtype", settings.kv_dtype, KV_DTYPES), ("weights", settings.weights, ("all", "none")), ("algorithm", settings.algorithm, ("rtn",))):
+    for name, value, valid in (
+        ("dtype", settings.dtype, DTYPES),
+        ("kv_dtype", settings.kv_dtype, KV_DTYPES),
+        ("weights", settings.weights, ("all", "none")),
+        ("algorithm", settings.algorithm, ("rtn",)),
+    ):
         if value not in valid:
             if name == "kv_dtype" and value == "fp8":
                 raise UnsupportedError("an fp8 cache is not supported yet", "use --kv-dtype int8")
@@ -238,7 +247,14 @@ def expand_targets(targets: tuple[str, ...]) -> list[str]:
 
 def _context(checkpoint: Checkpoint, wanted: int) -> int:
     text = checkpoint.config.get_text_config() if hasattr(checkpoint.config, "get_text_config") else checkpoint.config
-    most = next((int(v) for v in (getattr(text, n, None) for n in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")) if isinstance(v, int) and v > 0), 2048)
+    most = next(
+        (
+            int(v)
+            for v in (getattr(text, n, None) for n in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"))
+            if isinstance(v, int) and v > 0
+        ),
+        2048,
+    )
     if wanted > most:
         raise UsageError(f"--context {wanted} is more than the model's maximum of {most} positions", f"give at most {most}")
     return wanted or most
@@ -322,7 +338,19 @@ def _kernel_files(rendered: Rendered, binaries: dict[str, bytes], graph: Graph, 
     return files
 
 
-def _manifest(checkpoint: Checkpoint, captured: Any, settings: CompileOptions, rendered: Rendered, binaries: dict[str, bytes], tools: str, dtype: str, kv_dtype: str, context: int, weights: Any, graph: Graph) -> dict[str, Any]:
+def _manifest(
+    checkpoint: Checkpoint,
+    captured: Any,
+    settings: CompileOptions,
+    rendered: Rendered,
+    binaries: dict[str, bytes],
+    tools: str,
+    dtype: str,
+    kv_dtype: str,
+    context: int,
+    weights: Any,
+    graph: Graph,
+) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     from .compiler.report import quantization_report
@@ -349,7 +377,12 @@ def _manifest(checkpoint: Checkpoint, captured: Any, settings: CompileOptions, r
         "schema": SCHEMA,
         "llmc": VERSION,
         "source": {"sha256": checkpoint.sha256, "files": sorted(p.name for p in checkpoint.files)},
-        "toolchain": {"compiler": tools, "torch": installed("torch").partition("+")[0], "transformers": installed("transformers"), "sources_sha256": hashlib.sha256(json.dumps(rendered.sources, sort_keys=True).encode()).hexdigest()},
+        "toolchain": {
+            "compiler": tools,
+            "torch": installed("torch").partition("+")[0],
+            "transformers": installed("transformers"),
+            "sources_sha256": hashlib.sha256(json.dumps(rendered.sources, sort_keys=True).encode()).hexdigest(),
+        },
         "model": {
             "architecture": (getattr(config, "architectures", None) or [type(captured.model).__name__])[0],
             "type": config.model_type,
@@ -362,12 +395,26 @@ def _manifest(checkpoint: Checkpoint, captured: Any, settings: CompileOptions, r
             "eos_token_id": getattr(text, "eos_token_id", None),
         },
         "recipe": json.loads(json.dumps(recipe)),
-        "targets": [{"name": f"cpu:{level}", "isa": level, "member": f"kernels/cpu/{level}/step.so", "bytes": len(binary), "kernels": list(rendered.kernels)} for level, binary in binaries.items()],
+        "targets": [
+            {
+                "name": f"cpu:{level}",
+                "isa": level,
+                "member": f"kernels/cpu/{level}/step.so",
+                "bytes": len(binary),
+                "kernels": list(rendered.kernels),
+            }
+            for level, binary in binaries.items()
+        ],
         "quant": quantization_report(graph),
         "weights": [list(item) for item in weights.listed] if weights is not None else [],
         "memory_plan": _memory_plan(rendered, weights),
         "fallbacks": rendered.lowered.fallbacks,
-        "notes": list(captured.notes) + ([] if checkpoint.tokenizer_files.get("tokenizer.json") else ["the checkpoint has no tokenizer: the artifact takes token ids only"]),
+        "notes": list(captured.notes)
+        + (
+            []
+            if checkpoint.tokenizer_files.get("tokenizer.json")
+            else ["the checkpoint has no tokenizer: the artifact takes token ids only"]
+        ),
         "conformance": {},
         "canary": {},
     }
@@ -381,30 +428,57 @@ def _memory_plan(rendered: Rendered, weights: Any) -> dict[str, int]:
     element = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
     block = 0
     for cache in rendered.lowered.caches:
-        per_head = BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element[cache.kind] + (2 * BLOCK * 4 if cache.kind == "i8" else 0)
+        per_head = BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element[cache.kind] + (
+            2 * BLOCK * 4 if cache.kind == "i8" else 0
+        )
         block += cache.groups * per_head
     slots, _ = assign_slots(rendered.lowered)
     tokens = 512
-    buffers = sum(s["tokens"] * tokens + s["rows"] * 64 + s["fixed"] for s in slots) + rendered.lowered.limits["shared_row_bytes"] * tokens
-    return {"weight_bytes": sum(n for _, n in weights.listed) if weights is not None else 0, "cache_bytes_per_block": block, "buffer_bytes": buffers}
+    buffers = (
+        sum(s["tokens"] * tokens + s["rows"] * 64 + s["fixed"] for s in slots)
+        + rendered.lowered.limits["shared_row_bytes"] * tokens
+    )
+    return {
+        "weight_bytes": sum(n for _, n in weights.listed) if weights is not None else 0,
+        "cache_bytes_per_block": block,
+        "buffer_bytes": buffers,
+    }
 
 
 def _enforce_strict(settings: CompileOptions, rendered: Rendered) -> None:
     if settings.strict and rendered.lowered.fallbacks:
         first = rendered.lowered.fallbacks[0]
-        raise UnsupportedError(f"--strict: {len(rendered.lowered.fallbacks)} nodes run on generic kernels, the first is {first['op']} in {first['module'] or 'the model'}: {first['reason']}", "compile without --strict to accept them")
+        raise UnsupportedError(
+            f"--strict: {len(rendered.lowered.fallbacks)} nodes run on generic kernels, the first is {first['op']} in {first['module'] or 'the model'}: {first['reason']}",
+            "compile without --strict to accept them",
+        )
 
 
 def _enforce_gate(settings: CompileOptions, conformance: dict[str, Any]) -> None:
     if settings.max_kl is None:
         return
     if "kl_mean" not in conformance:
-        raise GateFailed(f"--max-kl cannot be checked here: {conformance.get('skipped')}", "run the gate on a machine that the target runs on, with llmc eval")
+        raise GateFailed(
+            f"--max-kl cannot be checked here: {conformance.get('skipped')}",
+            "run the gate on a machine that the target runs on, with llmc eval",
+        )
     if not conformance["kl_mean"] <= settings.max_kl:
-        raise GateFailed(f"the mean KL divergence is {conformance['kl_mean']}, more than --max-kl {settings.max_kl}", "use more bits, smaller groups, or another algorithm")
+        raise GateFailed(
+            f"the mean KL divergence is {conformance['kl_mean']}, more than --max-kl {settings.max_kl}",
+            "use more bits, smaller groups, or another algorithm",
+        )
 
 
-def _check(target: Path, manifest: dict[str, Any], files: dict[str, bytes], weights: Any, checkpoint: Checkpoint, captured: Any, imported: Imported, params: Callable[[str], torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _check(
+    target: Path,
+    manifest: dict[str, Any],
+    files: dict[str, bytes],
+    weights: Any,
+    checkpoint: Checkpoint,
+    captured: Any,
+    imported: Imported,
+    params: Callable[[str], torch.Tensor],
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the artifact beside its place, run it, and compare its logits with the reference's on probe text."""
     if weights is None:
         return {"skipped": "compiled without weights"}, {}
@@ -427,9 +501,11 @@ def _check(target: Path, manifest: dict[str, Any], files: dict[str, bytes], weig
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".llmc-check-") as folder:
         draft = Path(folder) / "draft.llmc"
         write_artifact(draft, manifest, files, weights)
-        with load(draft, kv_cache="256MiB" if manifest["memory_plan"]["cache_bytes_per_block"] < (1 << 20) else None, max_batch=2) as model:
+        with load(
+            draft, kv_cache="256MiB" if manifest["memory_plan"]["cache_bytes_per_block"] < (1 << 20) else None, max_batch=2
+        ) as model:
             logits = model.logits([ids])[0]
-            canary = {"sequences": [ids[:n] for n in (5, 33)], "sha256": []}
+            canary: dict[str, list[Any]] = {"sequences": [ids[:n] for n in (5, 33)]}
             canary["sha256"] = [model.logits_hash(s) for s in canary["sequences"]]
     context = Context.single(len(ids), wide=torch.float32)
     with torch.no_grad():
@@ -458,11 +534,13 @@ def reference_logits(source: str, context: int = 0, *, trust_remote_code: bool =
     import torch
 
     from .compiler.checkpoint import open_checkpoint
-    from .compiler.ir.reference import Context, run
     from .compiler.ir.reference import TORCH_DTYPE as dtypes
+    from .compiler.ir.reference import Context, run
 
     checkpoint = open_checkpoint(source, trust_remote_code=trust_remote_code)
-    captured, imported = front_end(checkpoint, checkpoint.dtype, _context(checkpoint, min(context, _context(checkpoint, 0))), trust_remote_code)
+    captured, imported = front_end(
+        checkpoint, checkpoint.dtype, _context(checkpoint, min(context, _context(checkpoint, 0))), trust_remote_code
+    )
     params = _parameters(checkpoint, captured, imported)
     types = {p.name[1:]: dtypes[p.type.dtype] for p in imported.graph.params}
     kept: dict[str, torch.Tensor] = {}

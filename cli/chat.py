@@ -21,7 +21,17 @@ HELP = "/new starts over, /system TEXT sets the system message, /save FILE write
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @machine
 @debug
-def command(artifact: str, system: str | None, max_tokens: int, temperature: float | None, top_p: float | None, seed: int | None, threads: int | None, target: str, isa: str) -> None:
+def command(
+    artifact: str,
+    system: str | None,
+    max_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    threads: int | None,
+    target: str,
+    isa: str,
+) -> None:
     """Talk to a model in the terminal. Ctrl-C stops an answer, Ctrl-D ends."""
     from ..runtime.api import load
     from ..runtime.chat_template import render_chat
@@ -54,7 +64,9 @@ def command(artifact: str, system: str | None, max_tokens: int, temperature: flo
                     return
                 continue
             messages.append({"role": "user", "content": line})
-            prompt = model.tokenizer.encode(render_chat(model.tokenizer.chat_template, messages, model.tokenizer.special_tokens()), special=False)
+            prompt = model.tokenizer.encode(
+                render_chat(model.tokenizer.chat_template, messages, model.tokenizer.special_tokens()), special=False
+            )
             answer = ""
             try:
                 for event in model.stream(prompt, **settings):

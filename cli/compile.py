@@ -14,15 +14,33 @@ from .main import emit
 from .options import as_json, compiling, debug
 
 PATHS = ("source", "out", "dump_ir")
-LATER = {"calibration": "--calibration needs a calibrated algorithm", "target_size": "--target-size needs --quant auto", "plot": "--plot needs --quant auto", "gpu_layers": "--gpu-layers needs a GPU target", "tuning": "--tuning tables", "lora": "--lora"}
+LATER = {
+    "calibration": "--calibration needs a calibrated algorithm",
+    "target_size": "--target-size needs --quant auto",
+    "plot": "--plot needs --quant auto",
+    "gpu_layers": "--gpu-layers needs a GPU target",
+    "tuning": "--tuning tables",
+    "lora": "--lora",
+}
 
 
 @click.command("compile", epilog="Example: llmc compile ./SmolLM2-135M -o smollm2.llmc --quant int4 --max-kl 0.6")
 @click.argument("source", required=False, metavar="SRC")
 @click.option("-o", "--out", metavar="OUT.llmc", help="The artifact to write.")
 @compiling
-@click.option("--target", multiple=True, metavar="NAME", help="cpu (x86-64 levels v3 and v4), cpu:native, cpu:x86-64-v3, cpu:aarch64; repeatable.  [default: cpu]")
-@click.option("--weights", default="all", show_default=True, metavar="all|none", help="none makes a plan: kernels and memory plan without weights.")
+@click.option(
+    "--target",
+    multiple=True,
+    metavar="NAME",
+    help="cpu (x86-64 levels v3 and v4), cpu:native, cpu:x86-64-v3, cpu:aarch64; repeatable.  [default: cpu]",
+)
+@click.option(
+    "--weights",
+    default="all",
+    show_default=True,
+    metavar="all|none",
+    help="none makes a plan: kernels and memory plan without weights.",
+)
 @click.option("--cc", default="", metavar="COMMAND", help="Another C compiler than the pinned zig, such as gcc or clang.")
 @click.option("--max-kl", type=float, metavar="X", help="Fail (exit 1) when the mean KL divergence from the original is larger.")
 @click.option("--strict", is_flag=True, help="Refuse (exit 3) what would run on generic kernels.")
@@ -104,7 +122,12 @@ def _read_recipe(path: str, known: set[str]) -> dict[str, Any]:
     for key in PATHS:
         if key in recipe:
             inside = folder / str(recipe[key])
-            hub = key == "source" and not inside.exists() and str(recipe[key]).count("/") == 1 and not str(recipe[key]).startswith(".")
+            hub = (
+                key == "source"
+                and not inside.exists()
+                and str(recipe[key]).count("/") == 1
+                and not str(recipe[key]).startswith(".")
+            )
             recipe[key] = recipe[key] if hub else str(inside)
     return recipe
 
@@ -113,10 +136,27 @@ _TEXT, _FLAG, _LIST = {"type": "string"}, {"type": "boolean"}, {"type": ["array"
 SCHEMA = {
     "type": "object",
     "properties": {
-        **dict.fromkeys(("source", "out", "quant", "activations", "algorithm", "dtype", "kv_dtype", "weights", "cc", "dump_ir", "calibration", "plot", "tuning"), _TEXT),
+        **dict.fromkeys(
+            (
+                "source",
+                "out",
+                "quant",
+                "activations",
+                "algorithm",
+                "dtype",
+                "kv_dtype",
+                "weights",
+                "cc",
+                "dump_ir",
+                "calibration",
+                "plot",
+                "tuning",
+            ),
+            _TEXT,
+        ),
         **dict.fromkeys(("asymmetric", "strict", "force", "trust_remote_code"), _FLAG),
         **dict.fromkeys(("scheme", "target", "lora"), _LIST),
-        **dict.fromkeys(("context", "group_size", "gpu_layers"), {"type": "integer", "minimum": 0}),
+        **{key: {"type": "integer", "minimum": 0} for key in ("context", "group_size", "gpu_layers")},
         "max_kl": {"type": "number"},
         "target_size": {"type": ["string", "integer"]},
     },

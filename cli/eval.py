@@ -19,13 +19,17 @@ KEYS = ("perplexity", "nll", "tokens", "windows", "kl_mean", "kl_median", "kl_p9
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne}
 
 
-@click.command("eval", epilog="Example: llmc eval smollm2.llmc --text notes.txt --reference ./SmolLM2-135M --fail-if 'kl_mean>0.05'")
+@click.command(
+    "eval", epilog="Example: llmc eval smollm2.llmc --text notes.txt --reference ./SmolLM2-135M --fail-if 'kl_mean>0.05'"
+)
 @click.argument("artifact", metavar="OUT.llmc")
 @click.option("--text", metavar="FILE", help="Text to judge on.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens in a window.")
 @click.option("--windows", type=click.IntRange(min=1), help="Windows at most.")
 @click.option("--reference", metavar="SRC", help="The original checkpoint: adds KL(original‖artifact) and top-1 agreement.")
-@click.option("--fail-if", multiple=True, metavar="'KEY OP NUMBER'", help="Exit 1 when this holds, such as 'kl_mean>0.05'; repeatable.")
+@click.option(
+    "--fail-if", multiple=True, metavar="'KEY OP NUMBER'", help="Exit 1 when this holds, such as 'kl_mean>0.05'; repeatable."
+)
 @click.option("--input-ids", metavar="IDS.safetensors", help="input_ids [S,T] int64 to run, teacher-forced.")
 @click.option("--logits-out", metavar="OUT.safetensors", help="Where to write logits [S,T,V] float32.")
 @click.option("--chunk", type=click.IntRange(min=1), help="Tokens a sequence is given per step.")
@@ -33,7 +37,22 @@ COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": oper
 @machine
 @as_json
 @debug
-def command(artifact: str, text: str | None, window: int, windows: int | None, reference: str | None, fail_if: tuple[str, ...], input_ids: str | None, logits_out: str | None, chunk: int | None, schedule_seed: int | None, threads: int | None, target: str, isa: str, as_json: bool) -> None:
+def command(
+    artifact: str,
+    text: str | None,
+    window: int,
+    windows: int | None,
+    reference: str | None,
+    fail_if: tuple[str, ...],
+    input_ids: str | None,
+    logits_out: str | None,
+    chunk: int | None,
+    schedule_seed: int | None,
+    threads: int | None,
+    target: str,
+    isa: str,
+    as_json: bool,
+) -> None:
     """Judge an artifact by the compiled kernels: perplexity on a text, KL divergence from the original, or raw logits."""
     from ..runtime.api import load
 
@@ -113,7 +132,10 @@ def _compare(model: Any, cut: list[Any], reference: str, *, quiet: bool) -> dict
         ids = cut[i].ids.tolist()
         mine, theirs = model.logits([ids])[0][:-1], original(ids)[:-1]
         if mine.shape != theirs.shape:
-            raise InputError(f"{reference} has {theirs.shape[1]} tokens in its vocabulary, the artifact {mine.shape[1]}", "give the checkpoint that the artifact was compiled from")
+            raise InputError(
+                f"{reference} has {theirs.shape[1]} tokens in its vocabulary, the artifact {mine.shape[1]}",
+                "give the checkpoint that the artifact was compiled from",
+            )
         kls.append(divergence(theirs, mine))
         agree += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
         scores = log_softmax(mine.astype(np.float64))
@@ -121,7 +143,17 @@ def _compare(model: Any, cut: list[Any], reference: str, *, quiet: bool) -> dict
         count += len(ids) - 1
     kl = np.concatenate(kls)
     nll = total / count
-    return {"perplexity": math.exp(min(nll, 700.0)), "nll": nll, "tokens": count, "windows": len(cut), "kl_mean": float(kl.mean()), "kl_median": float(np.median(kl)), "kl_p99": float(np.quantile(kl, 0.99)), "kl_max": float(kl.max()), "top1": agree / count}
+    return {
+        "perplexity": math.exp(min(nll, 700.0)),
+        "nll": nll,
+        "tokens": count,
+        "windows": len(cut),
+        "kl_mean": float(kl.mean()),
+        "kl_median": float(np.median(kl)),
+        "kl_p99": float(np.quantile(kl, 0.99)),
+        "kl_max": float(kl.max()),
+        "top1": agree / count,
+    }
 
 
 def _write_logits(model: Any, path: str, out: str, chunk: int | None, seed: int | None) -> list[int]:
@@ -138,7 +170,9 @@ def _write_logits(model: Any, path: str, out: str, chunk: int | None, seed: int 
     if ids is None or ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"{path} must hold input_ids [S,T] int64")
     if ids.shape[1] > model.config.context:
-        raise InputError(f"{path}: sequences of {ids.shape[1]} tokens are longer than the {model.config.context} positions served")
+        raise InputError(
+            f"{path}: sequences of {ids.shape[1]} tokens are longer than the {model.config.context} positions served"
+        )
     logits = np.stack(model.logits(ids.tolist(), chunk=chunk, schedule_seed=seed))
     with replacing(Path(out)) as stream:
         stream.write(save({"logits": logits}))

@@ -26,9 +26,13 @@ def command(artifact: str, as_json: bool) -> None:
         return
     click.echo(f"{'calls':>6} {'weight bytes':>13} {'operations':>12}  kernel (operations and bytes a call, one token)")
     for kernel in kernels:
-        click.echo(f"{kernel['calls']:6} {kernel['weight_bytes']:13} {kernel['operations']:12}  {kernel['name']}{' ' + kernel['scheme'] if kernel['scheme'] else ''}")
+        click.echo(
+            f"{kernel['calls']:6} {kernel['weight_bytes']:13} {kernel['operations']:12}  {kernel['name']}{' ' + kernel['scheme'] if kernel['scheme'] else ''}"
+        )
     total = sum(k["calls"] * k["weight_bytes"] for k in kernels)
-    click.echo(f"{sum(k['calls'] for k in kernels):6} {total:13} {sum(k['calls'] * k['operations'] for k in kernels):12}  a step of one token")
+    click.echo(
+        f"{sum(k['calls'] for k in kernels):6} {total:13} {sum(k['calls'] * k['operations'] for k in kernels):12}  a step of one token"
+    )
     if reasons:
         click.echo("generic kernels:")
         for (module, op), reason in sorted(reasons.items()):

@@ -19,15 +19,35 @@ from .options import as_json, debug, machine
 @click.option("--input-ids", metavar="1,2,3", help="The prompt as token ids.")
 @click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens to generate at most.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the most likely token each time.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the smallest set of tokens with this probability.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the most likely token each time."
+)
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True, help="Sample from the smallest set of tokens with this probability."
+)
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--stop", multiple=True, metavar="S", help="End before this text; repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end token.")
 @machine
 @as_json
 @debug
-def command(artifact: str, prompt: str | None, prompt_file: str | None, input_ids: str | None, chat: bool, max_tokens: int, temperature: float, top_p: float, seed: int | None, stop: tuple[str, ...], ignore_eos: bool, threads: int | None, target: str, isa: str, as_json: bool) -> None:
+def command(
+    artifact: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    input_ids: str | None,
+    chat: bool,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    threads: int | None,
+    target: str,
+    isa: str,
+    as_json: bool,
+) -> None:
     """Generate one completion and stream it to standard output."""
     from ..runtime.api import load
     from ..runtime.engine import FinishEvent, TokenEvent
@@ -37,7 +57,14 @@ def command(artifact: str, prompt: str | None, prompt_file: str | None, input_id
     with load(artifact, threads=threads, target=target, isa=isa, max_batch=1) as model:
         loaded = process_age_s()
         ids = _prompt_ids(model, prompt, prompt_file, input_ids, chat)
-        settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop, "ignore_eos": ignore_eos}
+        settings = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+            "stop": stop,
+            "ignore_eos": ignore_eos,
+        }
         text: list[str] = []
         tokens: list[int] = []
         first = last = 0.0
@@ -52,13 +79,24 @@ def command(artifact: str, prompt: str | None, prompt_file: str | None, input_id
             piece = getattr(event, "text", None) or ""
             text.append(piece)
             if not as_json:
-                sys.stdout.write(piece if model.tokenizer.available else f"{tokens[-1]} " if isinstance(event, TokenEvent) else "")
+                sys.stdout.write(
+                    piece if model.tokenizer.available else f"{tokens[-1]} " if isinstance(event, TokenEvent) else ""
+                )
                 sys.stdout.flush()
         if not as_json:
             sys.stdout.write("\n")
             return
         speed = (len(tokens) - 1) / (last - first) if len(tokens) > 1 and last > first else None
-        emit({"text": "".join(text) if model.tokenizer.available else None, "token_ids": tokens, "prompt_tokens": len(ids), "finish_reason": reason, "seconds": {"load": loaded, "first_token": first, "total": process_age_s()}, "decode_tok_s": speed})
+        emit(
+            {
+                "text": "".join(text) if model.tokenizer.available else None,
+                "token_ids": tokens,
+                "prompt_tokens": len(ids),
+                "finish_reason": reason,
+                "seconds": {"load": loaded, "first_token": first, "total": process_age_s()},
+                "decode_tok_s": speed,
+            }
+        )
 
 
 def _prompt_ids(model: object, prompt: str | None, prompt_file: str | None, input_ids: str | None, chat: bool) -> list[int]:

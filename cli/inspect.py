@@ -39,14 +39,22 @@ def command(artifact: str, as_json: bool) -> None:
         emit(value)
         return
     model = manifest["model"]
-    click.echo(f"{model['architecture']}: {model['parameters'] / 1e6:.1f} M parameters, {model['context']} positions, vocabulary {model['vocab']}, {model['dtype']}, cache {model['kv_dtype']}")
-    click.echo(f"source {manifest['source']['sha256'][:16]}…, made by llmc {manifest['llmc']} with {manifest['toolchain']['compiler']}")
+    click.echo(
+        f"{model['architecture']}: {model['parameters'] / 1e6:.1f} M parameters, {model['context']} positions, vocabulary {model['vocab']}, {model['dtype']}, cache {model['kv_dtype']}"
+    )
+    click.echo(
+        f"source {manifest['source']['sha256'][:16]}…, made by llmc {manifest['llmc']} with {manifest['toolchain']['compiler']}"
+    )
     for glob, scheme in manifest["quant"].items():
         click.echo(f"  {glob}: {scheme}")
     for target in manifest["targets"]:
         click.echo(f"target {target['name']}: {show_size(target['bytes'])}, {len(target['kernels'])} kernels")
     check = manifest["conformance"]
-    click.echo(f"check: {check}" if "skipped" in check else f"check: mean KL {check['kl_mean']}, p99 {check['kl_p99']}, top-1 {check['top1']}, largest error {check['max_abs']}")
+    click.echo(
+        f"check: {check}"
+        if "skipped" in check
+        else f"check: mean KL {check['kl_mean']}, p99 {check['kl_p99']}, top-1 {check['top1']}, largest error {check['max_abs']}"
+    )
     click.echo("memory (requests × context):")
     for row in value["memory"]:
         click.echo(f"  {row['requests']:4} × {row['context']:7}: {show_size(row['bytes'])}")

@@ -14,7 +14,22 @@ import click
 from ..errors import LlmcError, nearest
 from ..version import VERSION
 
-COMMANDS = ("compile", "run", "generate", "chat", "eval", "bench", "inspect", "verify", "sign", "opt", "explain", "export", "tune", "doctor")
+COMMANDS = (
+    "compile",
+    "run",
+    "generate",
+    "chat",
+    "eval",
+    "bench",
+    "inspect",
+    "verify",
+    "sign",
+    "opt",
+    "explain",
+    "export",
+    "tune",
+    "doctor",
+)
 
 
 class Commands(click.Group):
@@ -87,11 +102,19 @@ def run(args: list[str]) -> int:
     except OSError as error:
         if debug:
             traceback.print_exc()
-        return _fail(as_json, "EnvironmentLacks", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", "", 5)
+        return _fail(
+            as_json, "EnvironmentLacks", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", "", 5
+        )
     except Exception as error:  # the last resort: a bug must not show a traceback unless it is asked for
         if debug:
             traceback.print_exc()
-        return _fail(as_json, "InternalError", f"a bug in llmc: {type(error).__name__}: {error}", "run again with --debug and report what it prints", 70)
+        return _fail(
+            as_json,
+            "InternalError",
+            f"a bug in llmc: {type(error).__name__}: {error}",
+            "run again with --debug and report what it prints",
+            70,
+        )
 
 
 def _click_message(error: click.ClickException) -> str:

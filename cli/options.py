@@ -16,8 +16,18 @@ debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the
 def machine(command: F) -> F:
     """--threads, --target and --isa: where and how wide to run."""
     for option in (
-        click.option("--isa", default="", metavar="LEVEL", help="Instruction-set level: x86-64-v3, x86-64-v4, x86-64-amx or aarch64 (default: the best that the file and this CPU have)."),
-        click.option("--target", default="", metavar="NAME", help="Target of the file to run on, such as cpu (default: what this machine has)."),
+        click.option(
+            "--isa",
+            default="",
+            metavar="LEVEL",
+            help="Instruction-set level: x86-64-v3, x86-64-v4, x86-64-amx or aarch64 (default: the best that the file and this CPU have).",
+        ),
+        click.option(
+            "--target",
+            default="",
+            metavar="NAME",
+            help="Target of the file to run on, such as cpu (default: what this machine has).",
+        ),
         click.option("--threads", type=click.IntRange(1, 256), help="Threads (default: the CPUs that this process may use)."),
     ):
         command = option(command)
@@ -28,14 +38,46 @@ def compiling(command: F) -> F:
     """The options that decide an artifact's bytes."""
     for option in reversed(
         (
-            click.option("--quant", default="none", metavar="SCHEME", show_default=True, help="Scheme of the linears: none keeps what the checkpoint has; bf16, f16, f32, int8, int4, int4:g32:asym/int8, …"),
-            click.option("--scheme", multiple=True, metavar="GLOB=SCHEME", help="Scheme of the modules that match; repeatable, the last match wins."),
-            click.option("--activations", default="", metavar="DTYPE", help="Activations of quantized linears: bf16 or int8 (overrides what follows the / in a scheme)."),
-            click.option("--group-size", type=int, default=0, metavar="N", help="Values of K that share a scale (overrides the scheme's)."),
+            click.option(
+                "--quant",
+                default="none",
+                metavar="SCHEME",
+                show_default=True,
+                help="Scheme of the linears: none keeps what the checkpoint has; bf16, f16, f32, int8, int4, int4:g32:asym/int8, …",
+            ),
+            click.option(
+                "--scheme",
+                multiple=True,
+                metavar="GLOB=SCHEME",
+                help="Scheme of the modules that match; repeatable, the last match wins.",
+            ),
+            click.option(
+                "--activations",
+                default="",
+                metavar="DTYPE",
+                help="Activations of quantized linears: bf16 or int8 (overrides what follows the / in a scheme).",
+            ),
+            click.option(
+                "--group-size", type=int, default=0, metavar="N", help="Values of K that share a scale (overrides the scheme's)."
+            ),
             click.option("--asymmetric", is_flag=True, help="Give quantized weights zero points."),
-            click.option("--algorithm", default="rtn", show_default=True, metavar="NAME", help="How quantized values are chosen."),
-            click.option("--dtype", default="auto", show_default=True, metavar="DTYPE", help="Activations, norms and unquantized weights: auto, f32, f16 or bf16."),
-            click.option("--kv-dtype", default="auto", show_default=True, metavar="DTYPE", help="Key/value cache: auto, f32, f16, bf16 or int8."),
+            click.option(
+                "--algorithm", default="rtn", show_default=True, metavar="NAME", help="How quantized values are chosen."
+            ),
+            click.option(
+                "--dtype",
+                default="auto",
+                show_default=True,
+                metavar="DTYPE",
+                help="Activations, norms and unquantized weights: auto, f32, f16 or bf16.",
+            ),
+            click.option(
+                "--kv-dtype",
+                default="auto",
+                show_default=True,
+                metavar="DTYPE",
+                help="Key/value cache: auto, f32, f16, bf16 or int8.",
+            ),
             click.option("--context", type=int, default=0, metavar="N", help="Positions served (default: the model's maximum)."),
             click.option("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint brings. Read it first."),
         )

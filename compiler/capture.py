@@ -49,7 +49,18 @@ class Captured:
 
 
 @torch.library.custom_op("llmc::attention", mutates_args=())
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scale: float, window: int | None, chunk: int | None, softcap: float | None, sinks: torch.Tensor | None, causal: bool) -> torch.Tensor:
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layer: int,
+    scale: float,
+    window: int | None,
+    chunk: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    causal: bool,
+) -> torch.Tensor:
     raise NotImplementedError("llmc::attention is only traced")
 
 
@@ -59,7 +70,17 @@ def _(query, key, value, layer, scale, window, chunk, softcap, sinks, causal):  
 
 
 @torch.library.custom_op("llmc::experts", mutates_args=())
-def _experts(hidden: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, w_in: torch.Tensor, b_in: torch.Tensor | None, w_out: torch.Tensor, b_out: torch.Tensor | None, gate: str, transposed: bool) -> torch.Tensor:
+def _experts(
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    w_in: torch.Tensor,
+    b_in: torch.Tensor | None,
+    w_out: torch.Tensor,
+    b_out: torch.Tensor | None,
+    gate: str,
+    transposed: bool,
+) -> torch.Tensor:
     raise NotImplementedError("llmc::experts is only traced")
 
 
@@ -121,7 +142,9 @@ def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, val
         raise UnsupportedError(f"{name} passes {', '.join(surplus)} to its attention, which is not supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer = getattr(module, "layer_idx", None)
-    out = torch.ops.llmc.attention(query, key, value, -1 if layer is None else int(layer), scale, mask.window, mask.chunk, softcap, s_aux, mask.causal)
+    out = torch.ops.llmc.attention(
+        query, key, value, -1 if layer is None else int(layer), scale, mask.window, mask.chunk, softcap, s_aux, mask.causal
+    )
     return out, None
 
 
@@ -147,7 +170,9 @@ def _route(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, to
     w_in = self.gate_up_proj if self.has_gate else self.up_proj
     b_in = (self.gate_up_proj_bias if self.has_gate else self.up_proj_bias) if self.has_bias else None
     b_out = self.down_proj_bias if self.has_bias else None
-    return torch.ops.llmc.experts(hidden_states, top_k_index, top_k_weights, w_in, b_in, self.down_proj, b_out, f"{name}:{layout}", bool(self.is_transposed))
+    return torch.ops.llmc.experts(
+        hidden_states, top_k_index, top_k_weights, w_in, b_in, self.down_proj, b_out, f"{name}:{layout}", bool(self.is_transposed)
+    )
 
 
 def _register() -> None:
@@ -186,7 +211,18 @@ def build_model(config: PretrainedConfig, dtype: str, *, trust_remote_code: bool
     _register()
     with _parameters_on_meta(), torch.no_grad():
         try:
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=IMPLEMENTATION, experts_implementation=IMPLEMENTATION, dtype=TORCH_DTYPE[dtype], trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(
+                config,
+                attn_implementation=IMPLEMENTATION,
+                experts_implementation=IMPLEMENTATION,
+                dtype=TORCH_DTYPE[dtype],
+                trust_remote_code=trust_remote_code,
+            )
+        except KeyError as error:
+            raise UnsupportedError(
+                f"this model's attention does not go through transformers' attention interface ({error})",
+                "it is not supported yet",
+            ) from error
         except ValueError as error:
             raise UnsupportedError(f"transformers cannot build this model: {str(error).splitlines()[0]}") from error
     return model.eval()
@@ -202,7 +238,7 @@ def freeze_dynamic_rope(model: PreTrainedModel, context: int) -> list[str]:
     fixed = []
     for name, module in model.named_modules():
         kinds = getattr(module, "rope_type", None)
-        for layer_type, kind in (kinds.items() if isinstance(kinds, dict) else [(None, kinds)]):
+        for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
             if not isinstance(kind, str) or not ("dynamic" in kind or kind == "longrope"):
                 continue
             prefix = "" if layer_type is None else f"{layer_type}_"
@@ -266,12 +302,22 @@ def _export(step: _Step, args: tuple[torch.Tensor, ...]) -> ExportedProgram:
             raise
         except Exception as error:
             if "Constraints violated" not in str(error):
-                raise UnsupportedError(f"torch.export cannot capture this model: {_first_line(error)}", "--debug shows where") from error
+                raise UnsupportedError(
+                    f"torch.export cannot capture this model: {_first_line(error)}", "--debug shows where"
+                ) from error
         auto = torch.export.Dim.AUTO
         try:
-            program = torch.export.export(step, args, dynamic_shapes=({1: auto}, {1: auto}, {0: auto}), strict=False, prefer_deferred_runtime_asserts_over_guards=True)
+            program = torch.export.export(
+                step,
+                args,
+                dynamic_shapes=({1: auto}, {1: auto}, {0: auto}),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
         except Exception as error:
-            raise UnsupportedError(f"torch.export cannot capture this model: {_first_line(error)}", "--debug shows where") from error
+            raise UnsupportedError(
+                f"torch.export cannot capture this model: {_first_line(error)}", "--debug shows where"
+            ) from error
     ids = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == "input_ids")
     if isinstance(ids.meta["val"].shape[1], int):
         raise UnsupportedError("the model's forward depends on the number of tokens, so it cannot be compiled for all of them")

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass
@@ -53,7 +59,10 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """The tensor of that name; raises CheckpointError when it is missing or cannot be read."""
         if name not in self.readers:
-            raise CheckpointError(f"{self.source} has no tensor {name!r}", "the checkpoint is incomplete, or its config.json names another architecture")
+            raise CheckpointError(
+                f"{self.source} has no tensor {name!r}",
+                "the checkpoint is incomplete, or its config.json names another architecture",
+            )
         try:
             return self.readers[name]()
         except CheckpointError:
@@ -69,7 +78,13 @@ class Checkpoint:
 class BoundWeights:
     """Parameter values by module name: `weights("model.norm.weight")`. Each call reads from disk; nothing is kept."""
 
-    def __init__(self, source: str, readers: dict[str, Callable[[], torch.Tensor]], shapes: dict[str, tuple[int, ...]], tied: dict[str, str]) -> None:
+    def __init__(
+        self,
+        source: str,
+        readers: dict[str, Callable[[], torch.Tensor]],
+        shapes: dict[str, tuple[int, ...]],
+        tied: dict[str, str],
+    ) -> None:
         self._source, self._readers, self._shapes, self._tied = source, readers, shapes, tied
 
     def __call__(self, name: str) -> torch.Tensor:
@@ -77,7 +92,10 @@ class BoundWeights:
         tensor = self._readers[key]()
         expected = self._shapes.get(name)
         if expected is not None and tuple(tensor.shape) != expected:
-            raise CheckpointError(f"{self._source}: {name} has shape {list(tensor.shape)}, the config asks for {list(expected)}", "config.json and the weights do not belong together")
+            raise CheckpointError(
+                f"{self._source}: {name} has shape {list(tensor.shape)}, the config asks for {list(expected)}",
+                "config.json and the weights do not belong together",
+            )
         return tensor
 
     def stored_name(self, name: str) -> str:
@@ -87,7 +105,10 @@ class BoundWeights:
         for other in self._tied_group(name):
             if other in self._readers:
                 return other
-        raise CheckpointError(f"{self._source} has no weight for {name}", "the checkpoint is incomplete, or its config.json names another architecture")
+        raise CheckpointError(
+            f"{self._source} has no weight for {name}",
+            "the checkpoint is incomplete, or its config.json names another architecture",
+        )
 
     def _tied_group(self, name: str) -> list[str]:
         root = self._tied.get(name, name)
@@ -105,7 +126,9 @@ def open_checkpoint(source: str, *, trust_remote_code: bool = False) -> Checkpoi
         return _open_folder(path, source, trust_remote_code)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith((".", "/")):
         return _open_folder(_download(source), source, trust_remote_code)
-    raise CheckpointError(f"{source} does not exist", "give a folder with config.json, a .gguf file, or a hub id such as org/model")
+    raise CheckpointError(
+        f"{source} does not exist", "give a folder with config.json, a .gguf file, or a hub id such as org/model"
+    )
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
@@ -121,11 +144,20 @@ def _download(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{repo}: no such folder here, and no such model on the hub", "check the name; for a gated model log in with `hf auth login`") from error
+        raise CheckpointError(
+            f"{repo}: no such folder here, and no such model on the hub",
+            "check the name; for a gated model log in with `hf auth login`",
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise EnvironmentLacks(f"{repo} is not a local folder, and the model hub cannot be reached", "check the network, or download the model elsewhere and give its folder") from error
+        raise EnvironmentLacks(
+            f"{repo} is not a local folder, and the model hub cannot be reached",
+            "check the network, or download the model elsewhere and give its folder",
+        ) from error
     except Exception as error:  # huggingface_hub's HTTP client raises classes of its own when it is offline
-        raise EnvironmentLacks(f"{repo} is not a local folder, and the model hub cannot be reached: {error}", "check the network, or download the model elsewhere and give its folder") from error
+        raise EnvironmentLacks(
+            f"{repo} is not a local folder, and the model hub cannot be reached: {error}",
+            "check the network, or download the model elsewhere and give its folder",
+        ) from error
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -163,7 +195,10 @@ def _refuse_remote_code(raw: dict[str, Any], source: str, trusted: bool) -> None
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if raw.get("model_type") not in CONFIG_MAPPING_NAMES:
-            raise UnsupportedError(f"{source} brings its own Python code (auto_map in config.json)", "read that code; then --trust-remote-code runs it at compile time")
+            raise UnsupportedError(
+                f"{source} brings its own Python code (auto_map in config.json)",
+                "read that code; then --trust-remote-code runs it at compile time",
+            )
 
 
 def _load_config(path: Path, source: str, trusted: bool) -> PretrainedConfig:
@@ -183,7 +218,9 @@ def _weight_readers(path: Path, source: str) -> tuple[dict[str, Callable[[], tor
             files = sorted({path / Path(str(name)).name for name in index.values()})
             missing = [f.name for f in files if not f.exists()]
             if missing:
-                raise CheckpointError(f"{source}: {index_name} names {missing[0]}, which is not there", "the download is incomplete")
+                raise CheckpointError(
+                    f"{source}: {index_name} names {missing[0]}, which is not there", "the download is incomplete"
+                )
             return _read_files(files, source), [*files, path / index_name]
     for pattern in ("*.safetensors", "pytorch_model*.bin", "*.pt"):
         files = sorted(path.glob(pattern))
@@ -206,7 +243,9 @@ def _read_safetensors(file: Path, source: str) -> dict[str, Callable[[], torch.T
         with safe_open(file, "pt") as handle:
             names = list(handle.keys())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{source}: {file.name} is not a whole safetensors file: {error}", "the file is truncated or corrupt: fetch it again") from error
+        raise CheckpointError(
+            f"{source}: {file.name} is not a whole safetensors file: {error}", "the file is truncated or corrupt: fetch it again"
+        ) from error
 
     def reader(name: str) -> Callable[[], torch.Tensor]:
         def read() -> torch.Tensor:
@@ -227,10 +266,17 @@ def _read_pickle(file: Path, source: str) -> dict[str, Callable[[], torch.Tensor
         state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise CheckpointError(f"{source}: {file.name} holds a pickled object that is not weights{f' ({named[1]})' if named else ''}", "convert the checkpoint to safetensors where you trust it") from error
+        raise CheckpointError(
+            f"{source}: {file.name} holds a pickled object that is not weights{f' ({named[1]})' if named else ''}",
+            "convert the checkpoint to safetensors where you trust it",
+        ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(f"{source}: {file.name} is not a whole PyTorch file: {error}") from error
-    return {name: (lambda t=tensor: t) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    return {name: partial(_given, tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _given(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _most_common_dtype(readers: dict[str, Callable[[], torch.Tensor]]) -> torch.dtype:
@@ -292,12 +338,12 @@ def _bind_folder(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights
     for renamed, members in groups.items():
         pattern = members[0][1]
         if pattern is None:
-            readers[renamed] = lambda n=members[0][0]: checkpoint.read(n)
+            readers[renamed] = partial(checkpoint.read, members[0][0])
             continue
         targets = by_pattern[pattern].target_patterns
         outputs = [renamed.replace(targets[0], t) for t in targets] if len(targets) > 1 else [renamed]
         for output in outputs:
-            readers[output] = lambda r=renamed, m=members, o=output: convert(r, m, o)
+            readers[output] = partial(convert, renamed, members, output)
     return BoundWeights(checkpoint.source, readers, {k: tuple(v.shape) for k, v in state.items()}, _tied(model))
 
 
@@ -321,18 +367,24 @@ def _open_gguf(path: Path) -> Checkpoint:
         config = AutoConfig.for_model(**parsed["config"])
         architecture = str(reader.fields["general.architecture"].contents())
     except (ValueError, KeyError, IndexError, OSError, OverflowError, TypeError) as error:
-        raise CheckpointError(f"{path.name} is not a GGUF file that can be read: {error}", "the file is truncated or corrupt, or its architecture is not known to transformers") from error
+        raise CheckpointError(
+            f"{path.name} is not a GGUF file that can be read: {error}",
+            "the file is truncated or corrupt, or its architecture is not known to transformers",
+        ) from error
     size = path.stat().st_size
     for tensor in reader.tensors:
         if tensor.data_offset + tensor.n_bytes > size:
-            raise CheckpointError(f"{path.name} is truncated: tensor {tensor.name} ends at byte {tensor.data_offset + tensor.n_bytes} of {size}", "fetch the file again")
+            raise CheckpointError(
+                f"{path.name} is truncated: tensor {tensor.name} ends at byte {tensor.data_offset + tensor.n_bytes} of {size}",
+                "fetch the file again",
+            )
     config.tie_word_embeddings = all(t.name != "output.weight" for t in reader.tensors)
 
     def read(index: int) -> torch.Tensor:
         tensor = reader.tensors[index]
         return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
 
-    readers = {t.name: (lambda i=i: read(i)) for i, t in enumerate(reader.tensors)}
+    readers = {str(t.name): partial(read, i) for i, t in enumerate(reader.tensors)}
     tokenizer = _converted_tokenizer(str(path.parent), gguf_file=path.name)
     return Checkpoint(str(path), config, "bf16", readers, (path,), tokenizer, architecture)
 
@@ -354,7 +406,9 @@ def _bind_gguf(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights:
 
         parsed: dict[str, Any] = {"tensors": {}, "config": model.config.to_dict()}
         for stored in members:
-            result = processor.process(weights=checkpoint.read(stored).numpy(), name=stored, tensor_key_mapping=names, parsed_parameters=parsed)
+            result = processor.process(
+                weights=checkpoint.read(stored).numpy(), name=stored, tensor_key_mapping=names, parsed_parameters=parsed
+            )
             if result.name is not None and names.get(result.name) == target:
                 return torch.from_numpy(np.ascontiguousarray(result.weights))
         value = parsed["tensors"].get(target)
@@ -363,5 +417,5 @@ def _bind_gguf(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights:
         return value
 
     for target, members in groups.items():
-        readers[target] = lambda t=target, m=members: read(t, m)
+        readers[target] = partial(read, target, members)
     return BoundWeights(checkpoint.source, readers, {k: tuple(v.shape) for k, v in model.state_dict().items()}, _tied(model))

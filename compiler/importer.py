@@ -212,7 +212,10 @@ class _Importer:
         if isinstance(value, torch.Tensor) and isinstance(result, Value):
             expected = self.type_of(value)
             if expected != result.type:
-                raise UnsupportedError(f"{node.target} gives {expected}, its lowering {result.type}{self.place()}", "a bug in the importer: please report it")
+                raise UnsupportedError(
+                    f"{node.target} gives {expected}, its lowering {result.type}{self.place()}",
+                    "a bug in the importer: please report it",
+                )
 
 
 def _out(im: _Importer, node: torch.fx.Node) -> TensorType:
@@ -539,7 +542,9 @@ def _arange(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
         step = args[2]
     out = _out(im, node)
     if not isinstance(out.shape[0], int):
-        raise UnsupportedError(f"the model numbers the tokens of a batch itself{im.place()}", "it needs position_ids to be compiled")
+        raise UnsupportedError(
+            f"the model numbers the tokens of a batch itself{im.place()}", "it needs position_ids to be compiled"
+        )
     return im.emit(Iota(str(out), start, step))
 
 
@@ -583,7 +588,7 @@ def _rms_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[
 
 
 def _attention(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
-    q, k, v, layer, scale, window, chunk, softcap, sinks, causal = args
+    q, k, v, _layer, scale, window, chunk, softcap, sinks, causal = args
     q, k, v = (im.emit(Permute((0, 2, 1, 3)), t) for t in (q, k, v))
     cache = len(im.caches)
     im.caches[cache, ""] = cache
@@ -612,7 +617,7 @@ def identify_gate(fn: Any, layout: str, place: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(64, 32, generator=generator, dtype=torch.float64) * 6
     got = fn(h)
-    candidates = [{"act": a} for a in ACTIVATIONS]
+    candidates: list[dict[str, Any]] = [{"act": a} for a in ACTIVATIONS]
     if layout == "interleaved":
         owner = getattr(fn, "__self__", None)
         limit, alpha = float(getattr(owner, "limit", 7.0)), float(getattr(owner, "alpha", 1.702))
@@ -647,7 +652,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.transpose": _permute(_swap), "aten.permute": _permute(lambda rank, args: list(args[1])), "aten.t": _permute(lambda rank, args: [1, 0][:rank] if rank == 2 else [0]),
     "aten.numpy_T": _permute(lambda rank, args: list(range(rank))[::-1]),
     "aten.expand": _expand, "aten.slice": _slice, "aten.select": _select, "aten.split": _split, "aten.split_with_sizes": _split, "aten.chunk": _chunk, "aten.unbind": _unbind,
-    "aten.cat": _cat, "aten.stack": _stack, "aten.repeat": _repeat, "aten.repeat_interleave": _repeat_interleave, "aten.slice_scatter": _slice_scatter,
+    "aten.cat": _cat, "aten.concat": _cat, "aten.concatenate": _cat, "aten.stack": _stack, "aten.repeat": _repeat, "aten.repeat_interleave": _repeat_interleave, "aten.slice_scatter": _slice_scatter,
     "aten.sum": _reduce("sum"), "aten.mean": _reduce("mean"), "aten.amax": _reduce("max"), "aten.amin": _reduce("min"), "aten.any": _reduce("any"), "aten.all": _reduce("all"), "aten.prod": _reduce("prod"),
     "aten.max.dim": _extreme("max"), "aten.min.dim": _extreme("min"), "aten.max.other": _binary("max"), "aten.min.other": _binary("min"), "aten.argmax": _argmax,
     "aten.softmax": _softmax(False), "aten._softmax": _softmax(False), "aten.log_softmax": _softmax(True), "aten._log_softmax": _softmax(True),

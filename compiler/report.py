@@ -17,7 +17,13 @@ def quantization_report(graph: Graph) -> dict[str, str]:
     for node in graph.nodes:
         if not isinstance(node.op, Linear | Experts | Embedding):
             continue
-        weight = node.inputs[0] if isinstance(node.op, Embedding) else node.inputs[3] if isinstance(node.op, Experts) else node.inputs[1]
+        weight = (
+            node.inputs[0]
+            if isinstance(node.op, Embedding)
+            else node.inputs[3]
+            if isinstance(node.op, Experts)
+            else node.inputs[1]
+        )
         scheme = node.op.scheme or weight.type.dtype
         for module in (node.scope or node.op.name).split("+"):
             exact[module] = scheme

@@ -46,4 +46,8 @@ class Probe:
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-9) -> bool:
     """Whether two float64 results agree to rounding."""
-    return a.shape == b.shape and bool(torch.isfinite(a).all()) and float((a - b).abs().max()) <= tolerance * (1 + float(b.abs().max()))
+    return (
+        a.shape == b.shape
+        and bool(torch.isfinite(a).all())
+        and float((a - b).abs().max()) <= tolerance * (1 + float(b.abs().max()))
+    )

@@ -61,7 +61,9 @@ def _gated(node: Node, producers: dict[str, Node], users: dict[str, list[Node]],
     return None
 
 
-def _two_linears(node: Node, fn: str, a: Node | None, b: Node | None, users: dict[str, list[Node]], rewriter: Rewriter) -> Value | None:
+def _two_linears(
+    node: Node, fn: str, a: Node | None, b: Node | None, users: dict[str, list[Node]], rewriter: Rewriter
+) -> Value | None:
     assert a is not None and b is not None and isinstance(a.op, Linear)
     if a.op != b.op or a.inputs[0] != b.inputs[0] or a.inputs[1].type != b.inputs[1].type or a is b:
         return None
@@ -71,7 +73,9 @@ def _two_linears(node: Node, fn: str, a: Node | None, b: Node | None, users: dic
     return rewriter.add_as(node, replace(a.op, act=fn, gated=True), (a.inputs[0], *joined))[0]
 
 
-def _two_halves(node: Node, fn: str, a: Node, b: Node, producers: dict[str, Node], users: dict[str, list[Node]], rewriter: Rewriter) -> Value | None:
+def _two_halves(
+    node: Node, fn: str, a: Node, b: Node, producers: dict[str, Node], users: dict[str, list[Node]], rewriter: Rewriter
+) -> Value | None:
     linear = producers.get(a.inputs[0].name)
     if a.inputs[0] != b.inputs[0] or not _plain(linear) or len(users[a.inputs[0].name]) != 2:
         return None

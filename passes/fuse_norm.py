@@ -25,14 +25,25 @@ class FuseNorm(Pass):
         rewriter = Rewriter(graph)
         for node in graph.nodes:
             norm = producers.get(node.inputs[0].name) if node.inputs else None
-            if not isinstance(node.op, Linear) or node.op.norm or norm is None or not _fusible(norm) or norm.output.name in outputs:
+            if (
+                not isinstance(node.op, Linear)
+                or node.op.norm
+                or norm is None
+                or not _fusible(norm)
+                or norm.output.name in outputs
+            ):
                 rewriter.keep(node)
                 continue
-            if not all(isinstance(u.op, Linear) and u.inputs[0] == norm.output and norm.output not in u.inputs[1:] for u in users[norm.output.name]):
+            if not all(
+                isinstance(u.op, Linear) and u.inputs[0] == norm.output and norm.output not in u.inputs[1:]
+                for u in users[norm.output.name]
+            ):
                 rewriter.keep(node)
                 continue
-            fields = {"norm": "rms", "norm_bias": False} if isinstance(norm.op, RmsNorm) else {"norm": "layer", "norm_bias": norm.op.bias}  # type: ignore[attr-defined]
-            op = replace(node.op, eps=norm.op.eps, norm_weight=norm.op.weight, **fields)  # type: ignore[attr-defined]
+            bias = isinstance(norm.op, LayerNorm) and norm.op.bias
+            kind = "rms" if isinstance(norm.op, RmsNorm) else "layer"
+            assert isinstance(norm.op, RmsNorm | LayerNorm)
+            op = replace(node.op, norm=kind, eps=norm.op.eps, norm_weight=norm.op.weight, norm_bias=bias)
             made = rewriter.add_as(node, op, (norm.inputs[0], node.inputs[1], *norm.inputs[1:], *node.inputs[2:]))
             rewriter.replace(node.output, made[0])
         return rewriter.finish()

@@ -23,7 +23,13 @@ class GatherLast(Pass):
         for node in graph.nodes:
             norm = producers.get(node.inputs[0].name) if node.inputs else None
             rowwise = norm is not None and norm.op.name in ("rms_norm", "layer_norm")
-            if not isinstance(node.op, IndexSelect) or norm is None or not rowwise or len(users[norm.output.name]) != 1 or node.op.dim == len(node.output.type.shape) - 1:
+            if (
+                not isinstance(node.op, IndexSelect)
+                or norm is None
+                or not rowwise
+                or len(users[norm.output.name]) != 1
+                or node.op.dim == len(node.output.type.shape) - 1
+            ):
                 rewriter.keep(node)
                 continue
             (rows,) = rewriter.add_as(node, node.op, (norm.inputs[0], node.inputs[1]))

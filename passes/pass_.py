@@ -58,7 +58,10 @@ def parse_passes(text: str) -> list[Pass]:
         for pair in filter(None, (p.strip() for p in (match[2] or "").split(","))):
             key, separator, value = pair.partition("=")
             if not separator or key.strip() not in known:
-                raise UsageError(f"pass {name} has no option {key.strip()!r}", nearest(key.strip(), sorted(known)) or f"{name} takes no options")
+                raise UsageError(
+                    f"pass {name} has no option {key.strip()!r}",
+                    nearest(key.strip(), sorted(known)) or f"{name} takes no options",
+                )
             options[key.strip()] = _option(value.strip())
         passes.append(cls(**options))
     return passes

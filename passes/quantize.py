@@ -70,7 +70,10 @@ class Quantize(Pass):
             if root in tied and tied[root][0] != chosen:
                 other, other_named, other_module = tied[root]
                 if named and other_named:
-                    raise UsageError(f"{module} and {other_module} share one weight, but get {chosen} and {other}", "give tied weights the same scheme")
+                    raise UsageError(
+                        f"{module} and {other_module} share one weight, but get {chosen} and {other}",
+                        "give tied weights the same scheme",
+                    )
                 chosen = other if other_named else chosen
                 for key, value in list(plan.items()):
                     if value == other and not other_named and self._root_of(key, graph) == root:
@@ -79,7 +82,10 @@ class Quantize(Pass):
             plan[node.output.name] = chosen
         for i, (glob, _) in enumerate(self.rules):
             if i not in used:
-                raise UsageError(f"--scheme {glob!r} matches no module with a weight", "globs match module names such as model.layers.0.mlp.down_proj")
+                raise UsageError(
+                    f"--scheme {glob!r} matches no module with a weight",
+                    "globs match module names such as model.layers.0.mlp.down_proj",
+                )
         return plan
 
     def _root_of(self, output: str, graph: Graph) -> str:
@@ -88,7 +94,9 @@ class Quantize(Pass):
 
 
 def _weight(node: Node) -> Value:
-    return node.inputs[0] if isinstance(node.op, Embedding) else node.inputs[3] if isinstance(node.op, Experts) else node.inputs[1]
+    return (
+        node.inputs[0] if isinstance(node.op, Embedding) else node.inputs[3] if isinstance(node.op, Experts) else node.inputs[1]
+    )
 
 
 def weight_nodes(graph: Graph) -> list[tuple[Node, Value]]:

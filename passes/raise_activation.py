@@ -46,18 +46,28 @@ def _elementwise_inputs(node: Node, producers: dict[str, Node]) -> list[Value] |
     """The inputs of an elementwise node that are not scalars; None when the node is something else."""
     if not isinstance(node.op, Pointwise):
         return None
-    return [v for v in dict.fromkeys(node.inputs) if not (v.type.shape == () and v.name in producers and isinstance(producers[v.name].op, Full))]
+    return [
+        v
+        for v in dict.fromkeys(node.inputs)
+        if not (v.type.shape == () and v.name in producers and isinstance(producers[v.name].op, Full))
+    ]
 
 
 def _root(seed: Node, producers: dict[str, Node]) -> Value | None:
     """The one value that the seed's argument is an elementwise function of."""
     frontier = [seed.inputs[0]]
     for _ in range(12):
-        if len(frontier) == 1 and (frontier[0].name not in producers or len(_elementwise_inputs(producers[frontier[0].name], producers) or [0, 0]) != 1):
+        if len(frontier) == 1 and (
+            frontier[0].name not in producers or len(_elementwise_inputs(producers[frontier[0].name], producers) or [0, 0]) != 1
+        ):
             candidate = frontier[0]
             node = producers.get(candidate.name)
             parts = _elementwise_inputs(node, producers) if node else None
-            shared = None if not parts or len(parts) != 2 else next((p for p in parts if _reaches(next(q for q in parts if q != p), p, producers)), None)
+            shared = (
+                None
+                if not parts or len(parts) != 2
+                else next((p for p in parts if _reaches(next(q for q in parts if q != p), p, producers)), None)
+            )
             if shared is None:
                 return candidate
             frontier = [shared]
@@ -93,7 +103,12 @@ def _identify(seed: Node, producers: dict[str, Node], users: dict[str, list[Node
     while frontier:
         for user in users.get(frontier.pop().name, []):
             parts = _elementwise_inputs(user, producers)
-            if parts and user.output.name not in inside and all(p.name in inside for p in parts) and user.output.type == root.type:
+            if (
+                parts
+                and user.output.name not in inside
+                and all(p.name in inside for p in parts)
+                and user.output.type == root.type
+            ):
                 inside.add(user.output.name)
                 outputs.append(user)
                 frontier.append(user.output)

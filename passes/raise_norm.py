@@ -104,7 +104,12 @@ def _match(node: Node, producers: dict[str, Node], users: dict[str, list[Node]],
     while len(users.get(out.name, [])) == 1:
         user = users[out.name][0]
         operand = next((v for v in user.inputs if v != out), None)
-        if operand is None or operand.name not in static or operand.type.shape != source.type.shape[-1:] or user.output.type.shape != source.type.shape:
+        if (
+            operand is None
+            or operand.name not in static
+            or operand.type.shape != source.type.shape[-1:]
+            or user.output.type.shape != source.type.shape
+        ):
             break
         if _is(user, "mul") and weight is None and bias is None:
             weight, out = operand, user.output

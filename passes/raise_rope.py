@@ -86,7 +86,9 @@ def _dependences(graph: Graph) -> tuple[set[str], set[str]]:
     return data, position
 
 
-def _candidates(operand: Value, graph: Graph, producers: dict[str, Node], data: set[str], position: set[str]) -> list[tuple[Value, Value, list[Node]]]:
+def _candidates(
+    operand: Value, graph: Graph, producers: dict[str, Node], data: set[str], position: set[str]
+) -> list[tuple[Value, Value, list[Node]]]:
     """(y, x, region) from the attention operand up: the whole operand first, then the rotated part of a concatenation."""
     out = []
     y = operand
@@ -94,12 +96,20 @@ def _candidates(operand: Value, graph: Graph, producers: dict[str, Node], data: 
         node = producers.get(y.name)
         mixed = _mixed(y, graph, producers, data, position)
         if not mixed:
-            if node is not None and isinstance(node.op, LAYOUT) or (node is not None and node.op.name in ("rms_norm", "pointwise")):
+            if (node is not None and isinstance(node.op, LAYOUT)) or (
+                node is not None and node.op.name in ("rms_norm", "pointwise")
+            ):
                 y = node.inputs[0]
                 continue
             break
         if y.name in mixed:
-            frontier = {v.name: v for n in graph.nodes if n.outputs[0].name in mixed for v in n.inputs if v.name in data and v.name not in mixed}
+            frontier = {
+                v.name: v
+                for n in graph.nodes
+                if n.outputs[0].name in mixed
+                for v in n.inputs
+                if v.name in data and v.name not in mixed
+            }
             x = _common_source(list(frontier.values()), y, graph, producers, data)
             if x is not None:
                 region = _between(y, x, graph)
@@ -130,7 +140,11 @@ def _mixed(y: Value, graph: Graph, producers: dict[str, Node], data: set[str], p
     mixed: set[str] = set()
     for node in graph.nodes:
         name = node.outputs[0].name
-        if name in cone and name in data and any(v.name in mixed or (v.name in position and v.type.is_float) for v in node.inputs):
+        if (
+            name in cone
+            and name in data
+            and any(v.name in mixed or (v.name in position and v.type.is_float) for v in node.inputs)
+        ):
             mixed.add(name)
     return mixed
 
@@ -188,7 +202,9 @@ def identify(probe: Probe, y: Value, x: Value) -> Rotation | None:
     tokens = positions.repeat_interleave(width)
     shape = list(x.type.concrete({"T": tokens.numel(), "R": 1}))
     basis = torch.eye(width, dtype=torch.float64).repeat(len(POSITIONS), 1)
-    feed = basis.reshape([tokens.numel() if i == tx else (width if i == len(shape) - 1 else 1) for i in range(len(shape))]).expand(shape)
+    feed = basis.reshape(
+        [tokens.numel() if i == tx else (width if i == len(shape) - 1 else 1) for i in range(len(shape))]
+    ).expand(shape)
     answer = probe.evaluate(y, {x: feed.contiguous()}, tokens).movedim(ty, 0).reshape(tokens.numel(), -1, width)
     if not torch.equal(answer, answer[:, :1].expand_as(answer)):
         return None
@@ -231,14 +247,20 @@ def _decompose(matrices: torch.Tensor, positions: torch.Tensor) -> Rotation | No
     frequencies = []
     for a, b in pairs:
         cos, sin = turned[:, a, a] / scale, turned[:, b, a] / scale
-        if float((turned[:, b, b] / scale - cos).abs().max()) > TOLERANCE or float((turned[:, a, b] / scale + sin).abs().max()) > TOLERANCE:
+        if (
+            float((turned[:, b, b] / scale - cos).abs().max()) > TOLERANCE
+            or float((turned[:, a, b] / scale + sin).abs().max()) > TOLERANCE
+        ):
             return None
         frequency = math.atan2(float(sin[1]), float(cos[1]))
         for k in range(2, len(positions)):
             position = float(positions[k])
             error = math.atan2(float(sin[k]), float(cos[k])) - frequency * position
             frequency += ((error + math.pi) % (2 * math.pi) - math.pi) / position
-        if float((torch.cos(positions * frequency) - cos).abs().max()) > 1e-5 or float((torch.sin(positions * frequency) - sin).abs().max()) > 1e-5:
+        if (
+            float((torch.cos(positions * frequency) - cos).abs().max()) > 1e-5
+            or float((torch.sin(positions * frequency) - sin).abs().max()) > 1e-5
+        ):
             return None
         frequencies.append(float(torch.tensor(frequency, dtype=torch.float32)))
     return _layout(pairs, frequencies, scale, order)
@@ -251,7 +273,9 @@ def _layout(pairs: list[tuple[int, int]], frequencies: list[float], scale: float
     where.sort()
     offset = where[0][0]
     for interleaved in (False, True):
-        expected = [(offset + 2 * i, offset + 2 * i + 1) if interleaved else (offset + i, offset + i + count) for i in range(count)]
+        expected = [
+            (offset + 2 * i, offset + 2 * i + 1) if interleaved else (offset + i, offset + i + count) for i in range(count)
+        ]
         if [(a, b) for a, b, _ in where] == expected:
             permutation = () if order == list(range(len(order))) else tuple(order)
             return Rotation(tuple(f for _, _, f in where), interleaved, offset, scale, permutation)

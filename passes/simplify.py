@@ -54,7 +54,12 @@ class Simplify(Pass):
 def _inside_out(node: Node, made: dict[str, Node], rewriter: Rewriter) -> Node:
     """Move layout behind what works row by row: a linear of [T, K] becomes one of [1, T, K], norm(permute(x)) permute(norm(x))."""
     before = made.get(node.inputs[0].name) if node.inputs else None
-    if isinstance(node.op, Linear) and not node.op.residual and len(node.inputs[0].type.shape) == 2 and node.inputs[0].type.shape[0] == Sym("T"):
+    if (
+        isinstance(node.op, Linear)
+        and not node.op.residual
+        and len(node.inputs[0].type.shape) == 2
+        and node.inputs[0].type.shape[0] == Sym("T")
+    ):
         x = node.inputs[0]
         inner = before.inputs[0] if before is not None and isinstance(before.op, View) else x
         if inner.type.shape != (1, *x.type.shape):
@@ -63,7 +68,12 @@ def _inside_out(node: Node, made: dict[str, Node], rewriter: Rewriter) -> Node:
         (inner,) = rewriter.add_as(node, node.op, (inner, *node.inputs[1:]))
         made[inner.name] = rewriter.nodes[-1]
         return Node(View(",".join(map(str, node.output.type.shape))), (inner,), node.outputs, node.scope, node.source)
-    if isinstance(node.op, RmsNorm) and before is not None and isinstance(before.op, Permute) and before.op.order[-1] == len(before.op.order) - 1:
+    if (
+        isinstance(node.op, RmsNorm)
+        and before is not None
+        and isinstance(before.op, Permute)
+        and before.op.order[-1] == len(before.op.order) - 1
+    ):
         (inner,) = rewriter.add_as(node, node.op, (before.inputs[0], *node.inputs[1:]))
         made[inner.name] = rewriter.nodes[-1]
         return Node(before.op, (inner,), node.outputs, node.scope, node.source)
@@ -83,7 +93,11 @@ def _identity(node: Node, made: dict[str, Node]) -> Value | None:
         before = made.get(first.name)
         if node.op.order == tuple(range(len(node.op.order))):
             return first
-        if before and isinstance(before.op, Permute) and tuple(before.op.order[i] for i in node.op.order) == tuple(range(len(node.op.order))):
+        if (
+            before
+            and isinstance(before.op, Permute)
+            and tuple(before.op.order[i] for i in node.op.order) == tuple(range(len(node.op.order)))
+        ):
             return before.inputs[0]
     if isinstance(node.op, Slice) and first.type == out.type:
         return first
@@ -111,7 +125,13 @@ def _reassembled(node: Node, made: dict[str, Node]) -> Value | None:
     at, source = 0, None
     for value in node.inputs:
         part = made.get(value.name)
-        if part is None or not isinstance(part.op, Slice) or part.op.dim != node.op.dim or part.op.start != at or part.op.step != 1:
+        if (
+            part is None
+            or not isinstance(part.op, Slice)
+            or part.op.dim != node.op.dim
+            or part.op.start != at
+            or part.op.step != 1
+        ):
             return None
         if source is not None and part.inputs[0] != source:
             return None

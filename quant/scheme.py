@@ -60,7 +60,10 @@ def parse_scheme(text: str) -> Scheme:
         elif word == "asym":
             asymmetric = True
         elif word not in ("channel", "tensor", "block128"):
-            raise UsageError(f"unknown granularity {word!r} in {text!r}", nearest(word, ("g32", "g64", "g128", "channel", "tensor", "block128", "asym")))
+            raise UsageError(
+                f"unknown granularity {word!r} in {text!r}",
+                nearest(word, ("g32", "g64", "g128", "channel", "tensor", "block128", "asym")),
+            )
         elif word != "channel":
             raise UnsupportedError(f"{text}: one scale a {word} is not supported yet", "use :channel or :gN")
     if kind in FLOATS:

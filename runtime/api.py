@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,28 @@ class Model:
         self.artifact = artifact
         self.config = config
         self.tokenizer = ArtifactTokenizer(artifact)
-        self.executor = CpuExecutor(artifact, threads=config.threads, max_tokens=config.max_tokens, max_sequences=config.max_batch, max_rows=config.max_rows, context=config.context, blocks=config.blocks, isa=config.isa)
+        self.executor = CpuExecutor(
+            artifact,
+            threads=config.threads,
+            max_tokens=config.max_tokens,
+            max_sequences=config.max_batch,
+            max_rows=config.max_rows,
+            context=config.context,
+            blocks=config.blocks,
+            isa=config.isa,
+        )
         self.engine = self.new_engine()
 
     def new_engine(self, max_tokens: int | None = None) -> Engine:
         """A fresh engine on the same executor, with an empty cache."""
-        scheduler = Scheduler(BlockPool(self.config.blocks), max_tokens=max_tokens or self.config.max_tokens, max_sequences=self.config.max_batch, max_rows=self.config.max_rows, context=self.config.context, max_waiting=1 << 20)
+        scheduler = Scheduler(
+            BlockPool(self.config.blocks),
+            max_tokens=max_tokens or self.config.max_tokens,
+            max_sequences=self.config.max_batch,
+            max_rows=self.config.max_rows,
+            context=self.config.context,
+            max_waiting=1 << 20,
+        )
         return Engine(self.executor, scheduler)
 
     def encode(self, prompt: Prompt) -> npt.NDArray[np.int32]:
@@ -58,7 +75,21 @@ class Model:
             raise RequestError(f"a token id is outside the vocabulary of {vocabulary}", param="prompt")
         return np.array(ids, np.int32)
 
-    def params(self, *, max_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int | None = None, stop: Sequence[str] = (), ignore_eos: bool = False, repetition_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0) -> SamplingParams:
+    def params(
+        self,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+    ) -> SamplingParams:
         """Sampling settings with this model's end tokens; temperature 0 is greedy."""
         if max_tokens < 1:
             raise RequestError(f"max_tokens is {max_tokens}: at least one token is generated", param="max_tokens")
@@ -67,7 +98,21 @@ class Model:
         if not 0 < top_p <= 1:
             raise RequestError(f"top_p is {top_p}: it lies between 0 and 1", param="top_p")
         chosen = secrets.randbits(63) if seed is None else seed
-        return SamplingParams(temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, (), chosen, max_tokens, tuple(stop), self.tokenizer.eos_ids, ignore_eos)
+        return SamplingParams(
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            (),
+            chosen,
+            max_tokens,
+            tuple(stop),
+            self.tokenizer.eos_ids,
+            ignore_eos,
+        )
 
     def generate(self, prompt: Prompt, **settings: Any) -> Generation:
         """Complete one prompt; the settings are those of `params`."""
@@ -80,15 +125,25 @@ class Model:
         for prompt, result in zip(prompts, results, strict=True):
             ids = self.encode(prompt)
             result.prompt_tokens = int(ids.size)
-            self.engine.submit(Request(ids, params, lambda e, r=result: _collect(r, e), make_detokenizer=lambda: self.tokenizer.detokenizer(params.stop)))
+            self.engine.submit(
+                Request(
+                    ids,
+                    params,
+                    partial(_collect, result),
+                    make_detokenizer=lambda: self.tokenizer.detokenizer(params.stop),
+                )
+            )
         while not self.engine.idle:
             self.engine.step()
         return results
 
     def stream(self, prompt: Prompt, **settings: Any) -> Iterator[Event]:
         """Events of one completion as they come, ending with a FinishEvent."""
-        params, events = self.params(**settings), []
-        request = Request(self.encode(prompt), params, events.append, make_detokenizer=lambda: self.tokenizer.detokenizer(params.stop))
+        params = self.params(**settings)
+        events: list[Event] = []
+        request = Request(
+            self.encode(prompt), params, events.append, make_detokenizer=lambda: self.tokenizer.detokenizer(params.stop)
+        )
         self.engine.submit(request)
         try:
             while True:
@@ -101,7 +156,9 @@ class Model:
         finally:
             self.engine.cancel(request)
 
-    def logits(self, sequences: Sequence[Sequence[int]], *, chunk: int | None = None, schedule_seed: int | None = None) -> list[npt.NDArray[np.float32]]:
+    def logits(
+        self, sequences: Sequence[Sequence[int]], *, chunk: int | None = None, schedule_seed: int | None = None
+    ) -> list[npt.NDArray[np.float32]]:
         """Teacher-forced logits [T, V] of each sequence of token ids, by the compiled kernels.
 
         `chunk`: tokens a sequence is given per step; `schedule_seed`: random chunks, mixed batches, preemptions and prefix hits.
@@ -148,10 +205,30 @@ def _collect(result: Generation, event: Event) -> None:
             result.text += event.text or ""
 
 
-def load(path: str | Path, *, threads: int | None = None, kv_cache: str | int | None = None, max_batch: int | None = None, target: str = "", isa: str = "", verify: bool = False, max_tokens: int = 512, max_rows: int = 64) -> Model:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    kv_cache: str | int | None = None,
+    max_batch: int | None = None,
+    target: str = "",
+    isa: str = "",
+    verify: bool = False,
+    max_tokens: int = 512,
+    max_rows: int = 64,
+) -> Model:
     """Open an artifact and make it ready to run. Raises ArtifactError, EnvironmentLacks or UsageError."""
     artifact = open_artifact(path)
     if verify:
         artifact.check_weights()
-    config = RunConfig.resolve(artifact, threads=threads, kv_cache=kv_cache, max_batch=max_batch, target=target, isa=isa, max_tokens=max_tokens, max_rows=max_rows)
+    config = RunConfig.resolve(
+        artifact,
+        threads=threads,
+        kv_cache=kv_cache,
+        max_batch=max_batch,
+        target=target,
+        isa=isa,
+        max_tokens=max_tokens,
+        max_rows=max_rows,
+    )
     return Model(artifact, config)

@@ -42,7 +42,12 @@ def _local(name: bytes, size: int, crc: int, at: int) -> bytes:
     bare = 30 + len(name) + len(zip64) + 4
     pad = -(at + bare) % PAGE
     extra = zip64 + struct.pack("<HH", _PAD_ID, pad) + bytes(pad)
-    return _LOCAL + struct.pack("<5H3I2H", 45, 0x0800, 0, 0, _DATE, crc, 0xFFFFFFFF, 0xFFFFFFFF, len(name), len(extra)) + name + extra
+    return (
+        _LOCAL
+        + struct.pack("<5H3I2H", 45, 0x0800, 0, 0, _DATE, crc, 0xFFFFFFFF, 0xFFFFFFFF, len(name), len(extra))
+        + name
+        + extra
+    )
 
 
 def _directory(members: list[tuple[Member, int]], at: int, comment: bytes) -> bytes:
@@ -51,7 +56,30 @@ def _directory(members: list[tuple[Member, int]], at: int, comment: bytes) -> by
     for member, header in members:
         name = member.name.encode()
         zip64 = struct.pack("<HHQQQ", 1, 24, member.size, member.size, header)
-        entries += _CENTRAL + struct.pack("<6H3I5H2I", 45, 45, 0x0800, 0, 0, _DATE, member.crc, 0xFFFFFFFF, 0xFFFFFFFF, len(name), len(zip64), 0, 0, 0, 0, 0xFFFFFFFF) + name + zip64
+        entries += (
+            _CENTRAL
+            + struct.pack(
+                "<6H3I5H2I",
+                45,
+                45,
+                0x0800,
+                0,
+                0,
+                _DATE,
+                member.crc,
+                0xFFFFFFFF,
+                0xFFFFFFFF,
+                len(name),
+                len(zip64),
+                0,
+                0,
+                0,
+                0,
+                0xFFFFFFFF,
+            )
+            + name
+            + zip64
+        )
     end64 = _END64 + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, len(members), len(members), len(entries), at)
     locator = _LOCATOR + struct.pack("<IQI", 0, at + len(entries), 1)
     end = _END + struct.pack("<4H2IH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, len(comment)) + comment
@@ -82,7 +110,10 @@ def read_archive(path: Path) -> tuple[list[Member], str]:
     """Members in order, with the offsets of their data, and the comment. Raises ArtifactError on anything but the canonical form."""
 
     def bad(why: str) -> ArtifactError:
-        return ArtifactError(f"{path.name} is not a valid artifact: {why}", "it is truncated or altered, or not made by llmc: fetch or compile it again")
+        return ArtifactError(
+            f"{path.name} is not a valid artifact: {why}",
+            "it is truncated or altered, or not made by llmc: fetch or compile it again",
+        )
 
     try:
         size = path.stat().st_size
@@ -105,7 +136,10 @@ def read_archive(path: Path) -> tuple[list[Member], str]:
             for _ in range(count):
                 if entries[at : at + 4] != _CENTRAL or len(entries) < at + 46:
                     raise bad("its directory is damaged")
-                crc, name_bytes = struct.unpack("<I", entries[at + 16 : at + 20])[0], struct.unpack("<H", entries[at + 28 : at + 30])[0]
+                crc, name_bytes = (
+                    struct.unpack("<I", entries[at + 16 : at + 20])[0],
+                    struct.unpack("<H", entries[at + 28 : at + 30])[0],
+                )
                 name = entries[at + 46 : at + 46 + name_bytes].decode("ascii", "replace")
                 body = entries[at + 46 + name_bytes : at + 46 + name_bytes + 28]
                 if len(body) < 28 or not NAME.fullmatch(name) or any(m.name == name for m, _ in members):

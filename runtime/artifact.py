@@ -10,7 +10,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,9 @@ class Artifact:
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         raw = self.read(MANIFEST)
         if hashlib.sha256(raw).hexdigest() != digest:
-            raise ArtifactError(f"{path.name}: the manifest does not match its hash", "the file is altered: fetch or compile it again")
+            raise ArtifactError(
+                f"{path.name}: the manifest does not match its hash", "the file is altered: fetch or compile it again"
+            )
         self.manifest: dict[str, Any] = self._manifest(raw)
         self._check_members()
 
@@ -62,7 +64,10 @@ class Artifact:
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{self.path.name}: the manifest is not valid: {error}") from error
         if schema != SCHEMA:
-            raise ArtifactError(f"{self.path.name} has schema {schema}, this llmc reads {SCHEMA}", "compile it again, or use the llmc that made it")
+            raise ArtifactError(
+                f"{self.path.name} has schema {schema}, this llmc reads {SCHEMA}",
+                "compile it again, or use the llmc that made it",
+            )
         if {m["name"] for m in listed} != set(self.members) - {MANIFEST}:
             raise ArtifactError(f"{self.path.name}: the manifest does not list the members that are there")
         return dict(manifest)
@@ -71,9 +76,13 @@ class Artifact:
         for entry in self.manifest["members"]:
             name = entry["name"]
             if self.members[name].size != entry["bytes"]:
-                raise ArtifactError(f"{self.path.name}: {name} has {self.members[name].size} bytes, the manifest says {entry['bytes']}")
+                raise ArtifactError(
+                    f"{self.path.name}: {name} has {self.members[name].size} bytes, the manifest says {entry['bytes']}"
+                )
             if not name.startswith("weights/") and self.hash(name) != entry["sha256"]:
-                raise ArtifactError(f"{self.path.name}: {name} does not match its hash", "the file is altered: fetch or compile it again")
+                raise ArtifactError(
+                    f"{self.path.name}: {name} does not match its hash", "the file is altered: fetch or compile it again"
+                )
 
     def read(self, name: str) -> bytes:
         """A member's bytes; raises ArtifactError when there is no such member."""
@@ -103,7 +112,9 @@ class Artifact:
         """Hash the weights; raises ArtifactError when they do not match the manifest."""
         for entry in self.manifest["members"]:
             if entry["name"].startswith("weights/") and self.hash(entry["name"]) != entry["sha256"]:
-                raise ArtifactError(f"{self.path.name}: {entry['name']} does not match its hash", "the file is altered: fetch or compile it again")
+                raise ArtifactError(
+                    f"{self.path.name}: {entry['name']} does not match its hash", "the file is altered: fetch or compile it again"
+                )
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, int]]:
@@ -111,7 +122,9 @@ class Artifact:
         member = self._member(WEIGHTS)
 
         def bad(why: str) -> ArtifactError:
-            return ArtifactError(f"{self.path.name}: the weights are not valid: {why}", "the file is altered: fetch or compile it again")
+            return ArtifactError(
+                f"{self.path.name}: the weights are not valid: {why}", "the file is altered: fetch or compile it again"
+            )
 
         if member.size < 8:
             raise bad("no header")
@@ -153,7 +166,10 @@ def open_artifact(path: str | Path) -> Artifact:
     """Open an artifact; raises ArtifactError for what is missing, damaged, of another version, or no artifact at all."""
     path = Path(path)
     if not path.is_file():
-        raise ArtifactError(f"{path} does not exist" if not path.exists() else f"{path} is not a file", "give the .llmc file that `llmc compile` wrote")
+        raise ArtifactError(
+            f"{path} does not exist" if not path.exists() else f"{path} is not a file",
+            "give the .llmc file that `llmc compile` wrote",
+        )
     return Artifact(path)
 
 
@@ -198,9 +214,15 @@ class WeightsFile:
         self._file.close()
 
 
+def _one(data: bytes) -> list[bytes]:
+    return [data]
+
+
 def write_artifact(out: Path, manifest: dict[str, Any], files: dict[str, bytes], weights: WeightsFile | None) -> str:
     """Write the artifact whole or not at all; returns its SHA-256. `manifest` gets its `members` here."""
-    contents: list[tuple[str, int, Callable[[], Iterable[bytes]]]] = [(n, len(files[n]), lambda b=files[n]: [b]) for n in sorted(files)]
+    contents: list[tuple[str, int, Callable[[], Iterable[bytes]]]] = [
+        (n, len(files[n]), partial(_one, files[n])) for n in sorted(files)
+    ]
     if weights is not None:
         contents.append((WEIGHTS, *weights.member()))
     listed = []
@@ -228,7 +250,7 @@ class replacing:  # noqa: N801
 
     def __enter__(self) -> Any:
         try:
-            self._file = tempfile.NamedTemporaryFile(dir=self._target.parent, prefix=f".{self._target.name}.", delete=False)  # noqa: SIM115
+            self._file = tempfile.NamedTemporaryFile(dir=self._target.parent, prefix=f".{self._target.name}.", delete=False)
         except FileNotFoundError as error:
             raise UsageError(f"the folder {self._target.parent} does not exist", "create it first") from error
         except OSError as error:

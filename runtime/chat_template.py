@@ -13,7 +13,14 @@ TIME_LIMIT_S = 5.0
 SIZE_LIMIT = 4 << 20
 
 
-def render_chat(template: str | None, messages: list[dict[str, Any]], special: dict[str, str], *, add_generation_prompt: bool = True, extra: dict[str, Any] | None = None) -> str:
+def render_chat(
+    template: str | None,
+    messages: list[dict[str, Any]],
+    special: dict[str, str],
+    *,
+    add_generation_prompt: bool = True,
+    extra: dict[str, Any] | None = None,
+) -> str:
     """The prompt text for a conversation. Raises RequestError: no template, a template's own refusal, or a limit."""
     if template is None:
         raise RequestError("this model has no chat template: use completions, or give the prompt as text", param="messages")
@@ -35,7 +42,9 @@ def render_chat(template: str | None, messages: list[dict[str, Any]], special: d
     def work() -> None:
         try:
             size = 0
-            stream = environment.from_string(template).generate(messages=messages, add_generation_prompt=add_generation_prompt, **special, **(extra or {}))
+            stream = environment.from_string(template).generate(
+                messages=messages, add_generation_prompt=add_generation_prompt, **special, **(extra or {})
+            )
             for piece in stream:
                 size += len(piece)
                 if size > SIZE_LIMIT or abandoned.is_set():
@@ -55,7 +64,18 @@ def render_chat(template: str | None, messages: list[dict[str, Any]], special: d
         error = failure[0]
         if isinstance(error, RequestError):
             raise error
-        if isinstance(error, TemplateError | SecurityError | TypeError | ValueError | KeyError | AttributeError | OverflowError | RecursionError | MemoryError):
+        if isinstance(
+            error,
+            TemplateError
+            | SecurityError
+            | TypeError
+            | ValueError
+            | KeyError
+            | AttributeError
+            | OverflowError
+            | RecursionError
+            | MemoryError,
+        ):
             raise RequestError(f"the chat template does not accept these messages: {error}", param="messages") from error
         raise error
     return "".join(out)

@@ -24,12 +24,25 @@ class RunConfig:
     isa: str
 
     @staticmethod
-    def resolve(artifact: Artifact, *, threads: int | None = None, kv_cache: str | int | None = None, max_batch: int | None = None, target: str = "", isa: str = "", max_tokens: int = 512, max_rows: int = 64) -> RunConfig:
+    def resolve(
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        kv_cache: str | int | None = None,
+        max_batch: int | None = None,
+        target: str = "",
+        isa: str = "",
+        max_tokens: int = 512,
+        max_rows: int = 64,
+    ) -> RunConfig:
         """Raises UsageError for an impossible setting and EnvironmentLacks for a target that is not there."""
         if target:
             family, _, level = target.partition(":")
             if family != "cpu":
-                raise EnvironmentLacks(f"{artifact.path.name} holds no kernels for {target}", f"it holds {', '.join(t['name'] for t in artifact.manifest['targets'])}")
+                raise EnvironmentLacks(
+                    f"{artifact.path.name} holds no kernels for {target}",
+                    f"it holds {', '.join(t['name'] for t in artifact.manifest['targets'])}",
+                )
             isa = isa or level
         usable = usable_cpus()
         count = usable if threads is None else threads

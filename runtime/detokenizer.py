@@ -49,7 +49,9 @@ class Detokenizer:
         if ends:
             out, self._held, self.stopped = self._held[: min(ends)], "", True
             return out
-        keep = max((n for s in self._stop for n in range(1, min(len(s), len(self._held) + 1)) if self._held.endswith(s[:n])), default=0)
+        keep = max(
+            (n for s in self._stop for n in range(1, min(len(s), len(self._held) + 1)) if self._held.endswith(s[:n])), default=0
+        )
         cut = len(self._held) - keep
         out, self._held = self._held[:cut], self._held[cut:]
         return out

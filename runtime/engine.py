@@ -111,7 +111,9 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue a request; raises RequestError when it can never run or the queue is full."""
         deadline = self._clock() + request.timeout_s if request.timeout_s is not None else None
-        sequence = Sequence(request.prompt, request.params, request.priority, deadline, prompt_logprobs=request.prompt_logprobs, copies=request.n)
+        sequence = Sequence(
+            request.prompt, request.params, request.priority, deadline, prompt_logprobs=request.prompt_logprobs, copies=request.n
+        )
         self.scheduler.add(sequence)
         request.sequences.append(sequence)
         self._choices[sequence.number] = _Choice(request, request.make_detokenizer())
@@ -197,7 +199,22 @@ class Engine:
         bias = np.array([v for _, v in q.logit_bias], np.float32) if q.logit_bias else None
         bias_ids = np.array([t for t, _ in q.logit_bias], np.int32) if q.logit_bias else None
         seed = q.seed + 0x9E3779B97F4A7C15 * (sequence.index + copy)
-        return SamplingRow(row, q.temperature, q.top_p, q.min_p, q.top_k, q.repetition_penalty, q.presence_penalty, q.frequency_penalty, seed, sequence.known - sequence.prompt.size, sequence.prompt if counts else None, sequence.output if counts else None, bias_ids, bias)
+        return SamplingRow(
+            row,
+            q.temperature,
+            q.top_p,
+            q.min_p,
+            q.top_k,
+            q.repetition_penalty,
+            q.presence_penalty,
+            q.frequency_penalty,
+            seed,
+            sequence.known - sequence.prompt.size,
+            sequence.prompt if counts else None,
+            sequence.output if counts else None,
+            bias_ids,
+            bias,
+        )
 
     def _fork(self, parent: Sequence, draws: list[Draw]) -> list[tuple[Sequence, Draw]]:
         """Copies of a sequence whose prompt has been computed: full blocks are shared, the last one is copied."""
@@ -239,7 +256,9 @@ class Engine:
         if choice is None:
             return
         now, params = self._clock(), sequence.params
-        (self.counters.first_token_s if choice.draws == 0 else self.counters.between_tokens_s).append(now - self._started[sequence.number])
+        (self.counters.first_token_s if choice.draws == 0 else self.counters.between_tokens_s).append(
+            now - self._started[sequence.number]
+        )
         self._started[sequence.number] = now
         choice.draws += 1
         self.counters.generated_tokens += 1
@@ -284,7 +303,7 @@ class Engine:
             row -= row.max()
             row -= np.log(np.exp(row).sum())
             token = int(sequence.prompt[target])
-            best = np.argsort(-row, kind="stable")[:top] if top else []
+            best = np.argsort(-row, kind="stable")[:top].tolist() if top else []
             scores.append(Draw(token, float(row[token]), [(int(t), float(row[t])) for t in best]))
 
     def _emit_scores(self, sequence: Sequence) -> None:
@@ -294,7 +313,12 @@ class Engine:
 
     # --- teacher forcing ----------------------------------------------------------------------------------------------
 
-    def force(self, prompts: list[npt.NDArray[np.int32]], visit: Callable[[Step, dict[int, int]], None], disturb: Callable[[Scheduler], None] | None = None) -> None:
+    def force(
+        self,
+        prompts: list[npt.NDArray[np.int32]],
+        visit: Callable[[Step, dict[int, int]], None],
+        disturb: Callable[[Scheduler], None] | None = None,
+    ) -> None:
         """Compute every position of every prompt. After each step, `visit(step, index of each sequence's prompt by number)`
         may look at the logits of the step's rows; `disturb` may preempt between steps."""
         sequences = [Sequence(p, SamplingParams(max_tokens=0), collect=True) for p in prompts]

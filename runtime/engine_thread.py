@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -86,10 +87,8 @@ class EngineThread:
                 self._flush()
 
     def _end(self, request: Request, reason: str, message: str) -> None:
-        try:
+        with contextlib.suppress(Exception):  # the engine's state may be broken: the listener still hears the end
             self._engine.cancel(request, reason)
-        except Exception:  # the engine's state may be broken: the listener still hears the end
-            pass
         if request in self._live or not request.sequences:
             self._live.discard(request)
             for index in range(request.n):

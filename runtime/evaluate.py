@@ -34,7 +34,9 @@ def windows(model: Model, text: str, size: int, limit: int | None = None) -> lis
         raise UsageError(f"a window of {size} tokens predicts nothing", "give --window at least 2")
     bos = model.tokenizer.bos_id
     if size + (bos is not None) > model.config.context:
-        raise UsageError(f"a window of {size} tokens is longer than the {model.config.context} positions served", "give a smaller --window")
+        raise UsageError(
+            f"a window of {size} tokens is longer than the {model.config.context} positions served", "give a smaller --window"
+        )
     ids = model.tokenizer.encode(text, special=False)
     if len(ids) < size:
         raise InputError(f"the text has {len(ids)} tokens, one window takes {size}", "give a longer text or a smaller --window")

@@ -40,7 +40,10 @@ def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, con
         return max(1 + -(-context // BLOCK), min(enough, _free_bytes() // 2 // per_block))
     blocks = budget // per_block
     if blocks < 2:
-        raise UsageError(f"a cache of {budget} bytes holds no request: one block of {BLOCK} positions takes {per_block} bytes", f"give --kv-cache at least {2 * per_block} bytes")
+        raise UsageError(
+            f"a cache of {budget} bytes holds no request: one block of {BLOCK} positions takes {per_block} bytes",
+            f"give --kv-cache at least {2 * per_block} bytes",
+        )
     return int(min(blocks, enough))
 
 

@@ -43,7 +43,17 @@ class Step:
 class Scheduler:
     """Owns the queues and the sequences' state. `schedule()` gives the next step, `computed(step)` books it."""
 
-    def __init__(self, pool: BlockPool, *, max_tokens: int, max_sequences: int, max_rows: int, context: int, max_waiting: int = 1024, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_tokens: int,
+        max_sequences: int,
+        max_rows: int,
+        context: int,
+        max_waiting: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.pool = pool
         self.max_tokens, self.max_sequences, self.max_rows, self.context = max_tokens, max_sequences, max_rows, context
         self.max_waiting = max_waiting
@@ -60,9 +70,17 @@ class Scheduler:
         if sequence.prompt.size < 1:
             raise RequestError("the prompt is empty", param="prompt")
         if need > self.context:
-            raise RequestError(f"the prompt has {sequence.prompt.size} tokens; this model serves {self.context} positions, the answer included", param="prompt", code="context_length_exceeded")
+            raise RequestError(
+                f"the prompt has {sequence.prompt.size} tokens; this model serves {self.context} positions, the answer included",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         if -(-need // BLOCK) > self.pool.count:
-            raise RequestError(f"the prompt has {sequence.prompt.size} tokens; the cache holds {self.pool.count * BLOCK}", param="prompt", code="context_length_exceeded")
+            raise RequestError(
+                f"the prompt has {sequence.prompt.size} tokens; the cache holds {self.pool.count * BLOCK}",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         if len(self.waiting) >= self.max_waiting:
             raise RequestError("too many requests are waiting", status=429, kind="rate_limit_error", code="queue_full")
         self._enqueue(sequence)

@@ -44,7 +44,9 @@ class Sequence:
     preemptions: int = 0
 
     def __post_init__(self) -> None:
-        self._tokens = np.empty(self.prompt.size + max(16, self.params.max_tokens if self.params.max_tokens < 4096 else 4096), np.int32)
+        self._tokens = np.empty(
+            self.prompt.size + max(16, self.params.max_tokens if self.params.max_tokens < 4096 else 4096), np.int32
+        )
         self._tokens[: self.prompt.size] = self.prompt
         self.known = int(self.prompt.size)
         self._hashes: list[bytes] = []
@@ -73,7 +75,9 @@ class Sequence:
 
     def match_prefix(self, pool: BlockPool) -> None:
         """Take over the blocks that already hold a prefix of this sequence, as far as nothing of it must be computed again."""
-        limit = self.captured if self.collect else 0 if self.prompt_logprobs is not None and self.captured == 0 else self.known - 1
+        limit = (
+            self.captured if self.collect else 0 if self.prompt_logprobs is not None and self.captured == 0 else self.known - 1
+        )
         for i in range(min(limit, self.known - 1) // BLOCK):
             block = pool.find(self.block_hash(i))
             if block is None:

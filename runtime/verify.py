@@ -25,8 +25,14 @@ def check_hashes(artifact: Artifact) -> list[Check]:
                     raise ArtifactError(f"{artifact.path.name}: {member.name} is cut short")
                 crc, left = zlib.crc32(chunk, crc), left - len(chunk)
             if crc != member.crc:
-                raise ArtifactError(f"{artifact.path.name}: the checksum of {member.name} does not match", "the file is altered: fetch or compile it again")
-    return [Check("structure", True, "the archive is in its one canonical form"), Check("hashes", True, f"{len(artifact.members)} members match")]
+                raise ArtifactError(
+                    f"{artifact.path.name}: the checksum of {member.name} does not match",
+                    "the file is altered: fetch or compile it again",
+                )
+    return [
+        Check("structure", True, "the archive is in its one canonical form"),
+        Check("hashes", True, f"{len(artifact.members)} members match"),
+    ]
 
 
 def check_canary(artifact: Artifact) -> list[Check]:
@@ -43,7 +49,13 @@ def check_canary(artifact: Artifact) -> list[Check]:
         with load(artifact.path, isa=level, max_batch=2) as model:
             got = [model.logits_hash(s) for s in canary["sequences"]]
         same = got == canary["sha256"]
-        checks.append(Check(f"canary {level}", same, "the logits are those of the compile, to the bit" if same else "the logits differ from those of the compile"))
+        checks.append(
+            Check(
+                f"canary {level}",
+                same,
+                "the logits are those of the compile, to the bit" if same else "the logits differ from those of the compile",
+            )
+        )
     return checks
 
 
@@ -54,7 +66,10 @@ def sign(artifact: Path, private_key: Path, out: Path) -> None:
     try:
         signing.signing.Config().use_elliptic_key_signer(private_key=private_key).sign(artifact, out)
     except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{private_key} is not a usable private key: {error}", "make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem") from error
+        raise InputError(
+            f"{private_key} is not a usable private key: {error}",
+            "make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
+        ) from error
 
 
 def check_signature(artifact: Path, signature: Path, public_key: Path) -> Check:
@@ -89,5 +104,3 @@ def _library() -> Any:
     except ModuleNotFoundError as error:
         raise EnvironmentLacks("signatures need the package model-signing", "install the `sign` extra") from error
     return model_signing
-
-

@@ -62,17 +62,31 @@ def checkpoint(tmp_path_factory: Any) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: Any) -> Callable[..., Path]:
-    """artifact(checkpoint folder, **compile options) → the file, compiled for this CPU alone unless a target is given."""
+    """artifact(checkpoint folder, **compile options) → the file, compiled for this CPU alone unless a target is given.
+
+    Compiles of one folder share its capture, which takes longer than all the rest of a tiny model.
+    """
     import llmc
+    from llmc import pipeline
 
     made: dict[str, Path] = {}
+    captures: dict[tuple[str, str, int], Any] = {}
+    real = pipeline.front_end
+
+    def captured_once(opened: Any, dtype: str, context: int, trust_remote_code: bool = False) -> Any:
+        key = (opened.source, dtype, context)
+        if key not in captures:
+            captures[key] = real(opened, dtype, context, trust_remote_code)
+        return captures[key]
 
     def make(folder: Path, **options: Any) -> Path:
         options = {"target": ("cpu:native",), **options}
         name = repr((folder, sorted(options.items())))
         if name not in made:
             out = tmp_path_factory.mktemp("artifact") / "model.llmc"
-            llmc.compile(str(folder), out, **options)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pipeline, "front_end", captured_once)
+                llmc.compile(str(folder), out, **options)
             made[name] = out
         return made[name]
 

@@ -29,7 +29,18 @@ LEVELS = {
     "x86-64-v4": Level("x86-64-v4", ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v4+avx512vnni+avx512bf16", "-mprefer-vector-width=512"), ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512")),
     "aarch64": Level("aarch64", ("-target", "aarch64-linux-gnu.2.28", "-mcpu=generic+v8_2a+dotprod+fullfp16"), ("-march=armv8.2-a+dotprod+fp16",)),
 }  # fmt: skip
-FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0", "-w")
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-g0",
+    "-w",
+)
 
 
 def toolchain(cc: str = "") -> str:
@@ -38,7 +49,9 @@ def toolchain(cc: str = "") -> str:
         try:
             return f"ziglang {version('ziglang')}"
         except PackageNotFoundError as error:
-            raise EnvironmentLacks("no C compiler: the ziglang package is not installed", "install the `compile` extra, or name a compiler with --cc") from error
+            raise EnvironmentLacks(
+                "no C compiler: the ziglang package is not installed", "install the `compile` extra, or name a compiler with --cc"
+            ) from error
     try:
         out = subprocess.run([*shlex.split(cc), "--version"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
@@ -55,7 +68,12 @@ def cache_folder() -> Path:
 def build(sources: dict[str, str], level: str, cc: str = "", *, use_cache: bool = True) -> bytes:
     """Compile the sources for a level; the same sources, level and compiler give the same bytes, in any folder."""
     flags = LEVELS[level].gcc if cc else LEVELS[level].zig
-    command = [*(shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc"]), *flags, *FLAGS, *(() if cc else ("-Wl,--build-id=none", "-s"))]
+    command = [
+        *(shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc"]),
+        *flags,
+        *FLAGS,
+        *(() if cc else ("-Wl,--build-id=none", "-s")),
+    ]
     identity = hashlib.sha256(repr((toolchain(cc), flags, FLAGS, bool(cc), sorted(sources.items()))).encode()).hexdigest()
     kept = cache_folder() / f"{identity}.so"
     if use_cache and kept.is_file():
@@ -65,11 +83,16 @@ def build(sources: dict[str, str], level: str, cc: str = "", *, use_cache: bool 
             (Path(folder) / name).write_text(text)
         environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(Path(folder) / "zig"), "SOURCE_DATE_EPOCH": "0"}
         try:
-            done = subprocess.run([*command, "-o", "step.so", "step.c", "-lpthread"], cwd=folder, capture_output=True, text=True, env=environment)
+            done = subprocess.run(
+                [*command, "-o", "step.so", "step.c", "-lpthread"], cwd=folder, capture_output=True, text=True, env=environment
+            )
         except OSError as error:
             raise EnvironmentLacks(f"the compiler {command[0]!r} does not run: {error}", "check --cc") from error
         if done.returncode:
-            raise LlmcError(f"the generated code for {level} does not compile:\n{done.stderr[-4000:]}", "this is a bug in llmc: please report it with the model's config")
+            raise LlmcError(
+                f"the generated code for {level} does not compile:\n{done.stderr[-4000:]}",
+                "this is a bug in llmc: please report it with the model's config",
+            )
         binary = (Path(folder) / "step.so").read_bytes()
     if use_cache:
         _keep(kept, binary)

@@ -87,10 +87,16 @@ class Loop:
         if outer is None:
             lines.append("if (tid) return;")
         else:
-            lines.append(f"FOR_PIECES(s, (int)({c_dim(self.shape[outer])}), {1 if isinstance(self.shape[outer], Sym) else 64}, i{outer})")
+            lines.append(
+                f"FOR_PIECES(s, (int)({c_dim(self.shape[outer])}), {1 if isinstance(self.shape[outer], Sym) else 64}, i{outer})"
+            )
         for k in range(count):
             if k != outer:
-                lines.append(f"for (ptrdiff_t i{k} = 0; i{k} < {c_dim(self.shape[k])}; i{k}++)" if self.shape[k] != 1 else f"for (int i{k} = 0; i{k} < 1; i{k}++)")
+                lines.append(
+                    f"for (ptrdiff_t i{k} = 0; i{k} < {c_dim(self.shape[k])}; i{k}++)"
+                    if self.shape[k] != 1
+                    else f"for (int i{k} = 0; i{k} < 1; i{k}++)"
+                )
         return "\n    ".join(lines) + " {\n        " + body.replace("\n", "\n        ") + "\n    }"
 
 

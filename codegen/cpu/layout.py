@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from ...compiler.ir.types import Dim, Sym, TensorType, product
@@ -61,11 +62,15 @@ class Layout:
         stride = self.strides[dim]
         assert isinstance(stride, int)
         shape = (*self.shape[:dim], len(range(start, stop, step)), *self.shape[dim + 1 :])
-        return Layout(self.buffer, shape, (*self.strides[:dim], stride * step, *self.strides[dim + 1 :]), self.offset + start * stride)
+        return Layout(
+            self.buffer, shape, (*self.strides[:dim], stride * step, *self.strides[dim + 1 :]), self.offset + start * stride
+        )
 
     def expand(self, shape: tuple[Dim, ...]) -> Layout:
         lead = len(shape) - len(self.shape)
-        strides = [0] * lead + [0 if n == 1 and m != 1 else s for n, m, s in zip(self.shape, shape[lead:], self.strides, strict=True)]
+        strides = [0] * lead + [
+            0 if n == 1 and m != 1 else s for n, m, s in zip(self.shape, shape[lead:], self.strides, strict=True)
+        ]
         return replace(self, shape=shape, strides=tuple(strides))
 
     def view(self, shape: tuple[Dim, ...]) -> Layout | None:
@@ -90,7 +95,7 @@ class Layout:
                         return None
                     b.append(new[j])
                     j += 1
-            for (_, s), (n2, s2) in zip(a, a[1:], strict=False):
+            for (_, s), (n2, s2) in itertools.pairwise(a):
                 if s != product((n2, s2)):
                     return None
             last = a[-1][1]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-
 from ...compiler.ir.graph import Graph, Node, Value
 from ...compiler.ir.ops.cast import Cast
 from ...compiler.ir.ops.concat import Concat
@@ -33,8 +32,7 @@ from ...compiler.ir.ops.scatter import Scatter
 from ...compiler.ir.ops.slice import Slice
 from ...compiler.ir.ops.softmax import Softmax
 from ...compiler.ir.ops.topk import Topk
-from ...compiler.ir.ops.view import View
-from ...compiler.ir.types import Dim, Sym, TensorType, product
+from ...compiler.ir.types import Dim, Sym, product
 from ...errors import UnsupportedError
 from ...quant.scheme import Scheme, parse_scheme
 from . import generic
@@ -134,11 +132,21 @@ class Lowering:
             buffer = Buffer(-1 - INPUTS[value.name], "i32", product(value.type.shape))
             self.layouts[value.name] = Layout.dense(buffer, value.type.shape)
         for node in self.graph.nodes:
-            if node.outputs[0].name not in self.static or isinstance(node.op, Full):
+            if node.outputs[0].name not in self.static or (isinstance(node.op, Full) and node.output.type.shape == ()):
                 self.lower(node)
         (output,) = self.graph.outputs
         logits = self.dense(output)
-        return Lowered(self.calls, self.weights, self.buffers, self.caches, logits.buffer, self.functions, self.kinds, self.limits, self.fallbacks)
+        return Lowered(
+            self.calls,
+            self.weights,
+            self.buffers,
+            self.caches,
+            logits.buffer,
+            self.functions,
+            self.kinds,
+            self.limits,
+            self.fallbacks,
+        )
 
     # --- pieces ---------------------------------------------------------------------------------------------------
 
@@ -176,11 +184,11 @@ class Lowering:
         if value.name in self.exprs:
             expr = self.exprs.pop(value.name)
             out = self.new_value(value)
-            self.generic(self.producers.get(value.name), "pointwise", *generic.pointwise(expr, out))
+            self.call_generic(self.producers.get(value.name), "pointwise", *generic.pointwise(expr, out))
             return out
         if value.name in self.static:
             dtype, size = dense_type(value.type)
-            assert isinstance(size, int)
+            assert isinstance(size, int), value
             pack = "vector" if dtype == "f32" else "integers"
             pointer = self.weight(WeightSpec(value.name, pack, (value,)))
             self.layouts[value.name] = Layout.dense(Buffer(-1000 - pointer.index, dtype, size), value.type.shape)
@@ -196,7 +204,11 @@ class Lowering:
 
     def copy(self, value: Value, layout: Layout) -> Layout:
         out = self.new_value(value)
-        self.generic(self.producers.get(value.name), "copy", *generic.pointwise(generic.Expr(layout.buffer.dtype, layout.shape, leaf=layout), out))
+        self.call_generic(
+            self.producers.get(value.name),
+            "copy",
+            *generic.pointwise(generic.Expr(layout.buffer.dtype, layout.shape, leaf=layout), out),
+        )
         return out
 
     def rows(self, value: Value) -> tuple[Layout, Dim, int, int]:
@@ -209,7 +221,7 @@ class Lowering:
             assert found is not None
         return (layout, *found)
 
-    def generic(self, node: Node | None, kernel: str, body: str, layouts: list[Layout]) -> None:
+    def call_generic(self, node: Node | None, kernel: str, body: str, layouts: list[Layout]) -> None:
         """Call a generated function; functions with equal bodies are one."""
         loop = generic.Loop((), layouts)
         text = f"(step *s, int tid, {loop.params()}) {{\n    const int T = s->b.tokens, R = s->b.rows;\n    (void)T; (void)R; (void)tid;\n    {body}\n}}"
@@ -222,7 +234,9 @@ class Lowering:
         return Pointer("weight", -1000 - buffer.id) if buffer.id <= -1000 else self.pointer(buffer)
 
     def report(self, node: Node, reason: str) -> None:
-        self.fallbacks.append({"module": node.scope, "op": node.op.name if not isinstance(node.op, Pointwise) else node.op.fn, "reason": reason})
+        self.fallbacks.append(
+            {"module": node.scope, "op": node.op.name if not isinstance(node.op, Pointwise) else node.op.fn, "reason": reason}
+        )
 
     # --- nodes ----------------------------------------------------------------------------------------------------
 
@@ -251,7 +265,9 @@ class Lowering:
     def lower_slice(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Slice)
-        self._view_like(node, lambda x: x.slice(op.dim, op.start, op.stop, op.step) if isinstance(x.strides[op.dim], int) else None)
+        self._view_like(
+            node, lambda x: x.slice(op.dim, op.start, op.stop, op.step) if isinstance(x.strides[op.dim], int) else None
+        )
 
     def lower_expand(self, node: Node) -> None:
         assert isinstance(node.op, Expand)
@@ -282,7 +298,11 @@ class Lowering:
         self.exprs[node.output.name] = expr
         self.report(node, "runs as a generic elementwise loop")
         follow = self.users.get(node.output.name, [])
-        elementwise = len(follow) == 1 and isinstance(follow[0].op, Pointwise | Cast) and follow[0].output.type.shape == node.output.type.shape
+        elementwise = (
+            len(follow) == 1
+            and isinstance(follow[0].op, Pointwise | Cast)
+            and follow[0].output.type.shape == node.output.type.shape
+        )
         if not elementwise:
             self.layout(node.output)
 
@@ -301,14 +321,17 @@ class Lowering:
     def _refuse_token_sum(self, node: Node, dims: Sequence[int]) -> None:
         shape = node.inputs[0].type.shape
         if any(isinstance(shape[d], Sym) for d in dims):
-            raise UnsupportedError(f"{node.op.name} runs over the tokens of a batch, so a request's result would depend on its neighbours ({node.scope})", node.source)
+            raise UnsupportedError(
+                f"{node.op.name} runs over the tokens of a batch, so a request's result would depend on its neighbours ({node.scope})",
+                node.source,
+            )
 
     def lower_reduce(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Reduce)
         self._refuse_token_sum(node, op.dims)
         x = self.layout(node.inputs[0])
-        self.generic(node, "reduce", *generic.reduction(op.fn, x, op.dims, op.keepdim, self.new_value(node.output)))
+        self.call_generic(node, "reduce", *generic.reduction(op.fn, x, op.dims, op.keepdim, self.new_value(node.output)))
         self.report(node, "runs as a generic reduction")
 
     def lower_softmax(self, node: Node) -> None:
@@ -316,35 +339,35 @@ class Lowering:
         assert isinstance(op, Softmax)
         self._refuse_token_sum(node, (op.dim,))
         x = self.layout(node.inputs[0])
-        self.generic(node, "softmax", *generic.softmax(x, op.dim, op.log, self.new_value(node.output)))
+        self.call_generic(node, "softmax", *generic.softmax(x, op.dim, op.log, self.new_value(node.output)))
 
     def lower_topk(self, node: Node) -> None:
         assert isinstance(node.op, Topk)
         x = self.layout(node.inputs[0])
         values, indices = (self.new_value(o) for o in node.outputs)
-        self.generic(node, "topk", *generic.topk(x, node.op.k, values, indices))
+        self.call_generic(node, "topk", *generic.topk(x, node.op.k, values, indices))
 
     def lower_gather(self, node: Node) -> None:
         assert isinstance(node.op, Gather)
         self._refuse_token_sum(node, (node.op.dim,))
         x, index = (self.layout(v) for v in node.inputs)
-        self.generic(node, "gather", *generic.gather(x, index, node.op.dim, self.new_value(node.output)))
+        self.call_generic(node, "gather", *generic.gather(x, index, node.op.dim, self.new_value(node.output)))
 
     def lower_index_select(self, node: Node) -> None:
         assert isinstance(node.op, IndexSelect)
         x, index = (self.layout(v) for v in node.inputs)
-        self.generic(node, "index_select", *generic.index_select(x, index, node.op.dim, self.new_value(node.output)))
+        self.call_generic(node, "index_select", *generic.index_select(x, index, node.op.dim, self.new_value(node.output)))
 
     def lower_scatter(self, node: Node) -> None:
         assert isinstance(node.op, Scatter)
         self._refuse_token_sum(node, (node.op.dim,))
         x, index, source = (self.layout(v) for v in node.inputs)
-        self.generic(node, "scatter", *generic.scatter(x, index, source, node.op.dim, self.new_value(node.output)))
+        self.call_generic(node, "scatter", *generic.scatter(x, index, source, node.op.dim, self.new_value(node.output)))
 
     def lower_cumsum(self, node: Node) -> None:
         assert isinstance(node.op, Cumsum)
         self._refuse_token_sum(node, (node.op.dim,))
-        self.generic(node, "cumsum", *generic.cumsum(self.layout(node.inputs[0]), node.op.dim, self.new_value(node.output)))
+        self.call_generic(node, "cumsum", *generic.cumsum(self.layout(node.inputs[0]), node.op.dim, self.new_value(node.output)))
 
     def lower_concat(self, node: Node) -> None:
         assert isinstance(node.op, Concat)
@@ -356,14 +379,14 @@ class Lowering:
             part = out.slice(node.op.dim, start, start + size, 1) if isinstance(out.strides[node.op.dim], int) else None
             if part is None:
                 raise UnsupportedError(f"a concatenation across tokens has no CPU kernel ({node.scope})")
-            self.generic(node, "concat", *generic.pointwise(generic.Expr(x.buffer.dtype, x.shape, leaf=x), part))
+            self.call_generic(node, "concat", *generic.pointwise(generic.Expr(x.buffer.dtype, x.shape, leaf=x), part))
             start += size
 
     def lower_matmul(self, node: Node) -> None:
         assert isinstance(node.op, Matmul)
         self._refuse_token_sum(node, (len(node.inputs[0].type.shape) - 1,))
         a, b = (self.layout(v) for v in node.inputs)
-        self.generic(node, "matmul", *generic.matmul(a, b, self.new_value(node.output)))
+        self.call_generic(node, "matmul", *generic.matmul(a, b, self.new_value(node.output)))
         self.report(node, "runs as a generic matrix product")
 
     def lower_embedding(self, node: Node) -> None:
@@ -372,7 +395,9 @@ class Lowering:
         scheme = parse_scheme(node.op.scheme) if node.op.scheme else Scheme(table.type.dtype)
         kind = Kind("f32") if table.type.dtype not in ("f32", "f16", "bf16") and not scheme.is_integer else kind_of(scheme)
         if scheme.is_integer and (scheme.bits != 8 or scheme.group):
-            raise UnsupportedError(f"{scheme} is not supported for an embedding table ({node.scope})", "use int8:channel, bf16 or f16")
+            raise UnsupportedError(
+                f"{scheme} is not supported for an embedding table ({node.scope})", "use int8:channel, bf16 or f16"
+            )
         if table.name not in self.static:
             raise UnsupportedError(f"an embedding in a computed table ({node.scope})")
         where = self.layout(index)
@@ -427,7 +452,11 @@ class Lowering:
             pointers.append(pointer)
             return names[name]
 
-        zeros = add("zeros", self.weight(WeightSpec(f"{weight.name}.zeros", "zeros", (weight,), scheme, gated))) if scheme.asymmetric else "NULL"
+        zeros = (
+            add("zeros", self.weight(WeightSpec(f"{weight.name}.zeros", "zeros", (weight,), scheme, gated)))
+            if scheme.asymmetric
+            else "NULL"
+        )
         bias = add("bias", self.vector(at["bias"], gated, "bias")) if op.bias else "NULL"
         norm_weight = add("norm_weight", self.vector(at["norm_weight"])) if op.norm_weight else "NULL"
         norm_bias = add("norm_bias", self.vector(at["norm_bias"])) if op.norm_bias else "NULL"
@@ -437,10 +466,18 @@ class Lowering:
         act = ACTIVATIONS.index(op.act) + 1 if op.act else 0
         code = f"""linear f = {{
     .w = {{.codes = @0, .scales = {"@1" if scheme.is_integer else "NULL"}, .zeros = {zeros}, .bias = {bias}, .n = {n}, .k = {k}, .group = {scheme.group}}},
-    .q = {{{dict(rms=1, layer=2).get(op.norm, 0)}, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {int(scheme.activations == "bf16")}, .act = {act}, .gated = {int(op.gated)}}};
+    .q = {{{ {"rms": 1, "layer": 2}.get(op.norm, 0) }, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {int(scheme.activations == "bf16")}, .act = {act}, .gated = {int(op.gated)}}};
 linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset}, {ldx}, @3, {width}, {f"(const float *){names['residual']} + {residual[3]}, {residual[2]}" if residual else "NULL, 0"});"""
         self._product(kind, k, scheme)
-        self.call(node, f"linear_{kind.name}", code, pointers, scheme=str(scheme), weight_bytes=_weight_bytes(n, k, scheme), operations=2 * n * k)
+        self.call(
+            node,
+            f"linear_{kind.name}",
+            code,
+            pointers,
+            scheme=str(scheme),
+            weight_bytes=_weight_bytes(n, k, scheme),
+            operations=2 * n * k,
+        )
 
     def _product(self, kind: Kind, k: int, scheme: Scheme) -> None:
         self.kinds["dot" if kind.dot else "float"].add(kind.name)
@@ -462,7 +499,13 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         kind = kind_of(scheme)
         count, n_in, k = w_in.type.shape
         _, hidden, width = w_out.type.shape
-        assert isinstance(count, int) and isinstance(n_in, int) and isinstance(k, int) and isinstance(hidden, int) and isinstance(width, int)
+        assert (
+            isinstance(count, int)
+            and isinstance(n_in, int)
+            and isinstance(k, int)
+            and isinstance(hidden, int)
+            and isinstance(width, int)
+        )
         layout, rows, ldx, offset = self.rows(x)
         idx, wts = self.dense(index), self.dense(weight)
         choices = index.type.shape[1]
@@ -472,7 +515,17 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         pairs = Sym(rows.name, rows.scale * choices)
         scratch = [self.new_buffer("f32", Sym(rows.name, rows.scale * choices * w)) for w in (width, hidden)]
         lists = self.new_buffer("i32", pairs)
-        pointers = [*self._packed(w_in, scheme, kind, gated), *self._packed(w_out, scheme, kind), self._any_pointer(layout.buffer), self.pointer(idx.buffer), self.pointer(wts.buffer), self.pointer(scratch[0]), self.pointer(scratch[1]), self.pointer(lists), self.pointer(out.buffer)]
+        pointers = [
+            *self._packed(w_in, scheme, kind, gated),
+            *self._packed(w_out, scheme, kind),
+            self._any_pointer(layout.buffer),
+            self.pointer(idx.buffer),
+            self.pointer(wts.buffer),
+            self.pointer(scratch[0]),
+            self.pointer(scratch[1]),
+            self.pointer(lists),
+            self.pointer(out.buffer),
+        ]
 
         def add(pointer: Pointer) -> str:
             pointers.append(pointer)
@@ -480,10 +533,17 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
 
         bias_in = add(self.vector(b_in, gated, "bias")) if b_in is not None else "NULL"
         bias_out = add(self.vector(b_out, "", "bias")) if b_out is not None else "NULL"
-        zeros_in = add(self.weight(WeightSpec(f"{w_in.name}.zeros", "zeros", (w_in,), scheme, gated))) if scheme.asymmetric else "NULL"
-        zeros_out = add(self.weight(WeightSpec(f"{w_out.name}.zeros", "zeros", (w_out,), scheme))) if scheme.asymmetric else "NULL"
+        zeros_in = (
+            add(self.weight(WeightSpec(f"{w_in.name}.zeros", "zeros", (w_in,), scheme, gated))) if scheme.asymmetric else "NULL"
+        )
+        zeros_out = (
+            add(self.weight(WeightSpec(f"{w_out.name}.zeros", "zeros", (w_out,), scheme))) if scheme.asymmetric else "NULL"
+        )
         act = OAI if op.alpha else ACTIVATIONS.index(op.act) + 1
-        strides = ", ".join(f".{name}_codes = {_codes_bytes(a, b, kind, g)}, .{name}_scales = {_scale_bytes(a, b, scheme, g)}, .{name}_zeros = {_scale_bytes(a, b, scheme, g) // 2}" for name, a, b, g in (("in", n_in, k, gated), ("out", hidden, width, "")))
+        strides = ", ".join(
+            f".{name}_codes = {_codes_bytes(a, b, kind, g)}, .{name}_scales = {_scale_bytes(a, b, scheme, g)}, .{name}_zeros = {_scale_bytes(a, b, scheme, g) // 2}"
+            for name, a, b, g in (("in", n_in, k, gated), ("out", hidden, width, ""))
+        )
         has = "@{}".format if scheme.is_integer else lambda _: "NULL"
         code = f"""experts f = {{
     .in = {{.codes = @0, .scales = {has(1)}, .zeros = {zeros_in}, .bias = {bias_in}, .n = {n_in}, .k = {k}, .group = {scheme.group}}},
@@ -497,7 +557,15 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], choices * (-(-width // 32) * 32 + 64) * 4)
         self.limits["list_bytes"] = max(self.limits.get("list_bytes", 0), (count + 2) * 4)
         self.lists = lists
-        self.call(node, f"experts_{kind.name}", code, pointers, scheme=str(scheme), weight_bytes=count * (_weight_bytes(n_in, k, scheme) + _weight_bytes(hidden, width, scheme)), operations=2 * choices * (n_in * k + hidden * width))
+        self.call(
+            node,
+            f"experts_{kind.name}",
+            code,
+            pointers,
+            scheme=str(scheme),
+            weight_bytes=count * (_weight_bytes(n_in, k, scheme) + _weight_bytes(hidden, width, scheme)),
+            operations=2 * choices * (n_in * k + hidden * width),
+        )
 
     # --- norms, rotation, attention ---------------------------------------------------------------------------------
 
@@ -506,9 +574,19 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         shape = value.type.shape
         layout = self.layout(value)
         lead = layout.view((product(shape[:-2]), *shape[-2:])) if len(shape) >= 2 else layout.view((1, 1, *shape))
-        if lead is None or lead.strides[2] not in (1,) and shape[-1] != 1 or not isinstance(lead.strides[0], int) or not isinstance(lead.strides[1], int) or not isinstance(lead.shape[1], int):
+        if (
+            lead is None
+            or (lead.strides[2] not in (1,) and shape[-1] != 1)
+            or not isinstance(lead.strides[0], int)
+            or not isinstance(lead.strides[1], int)
+            or not isinstance(lead.shape[1], int)
+        ):
             layout = self.copy(value, layout)
-            lead = layout.view((product(shape[:-1]), 1, shape[-1])) if len(shape) < 2 or not isinstance(shape[-2], int) else layout.view((product(shape[:-2]), *shape[-2:]))
+            lead = (
+                layout.view((product(shape[:-1]), 1, shape[-1]))
+                if len(shape) < 2 or not isinstance(shape[-2], int)
+                else layout.view((product(shape[:-2]), *shape[-2:]))
+            )
             assert lead is not None
         rows, heads = lead.shape[0], lead.shape[1]
         row, head = lead.strides[0], lead.strides[1]
@@ -546,7 +624,12 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         out = self.new_value(node.output)
         pairs = frequencies.type.shape[0]
         code = f"rope_table(s, tid, T, @0, @1, {pairs}, {float(node.op.scale).hex()}f, @2);"
-        self.call(node, "rope_table", code, [self.pointer(self.layout(positions).buffer), self.vector(frequencies), self.pointer(out.buffer)])
+        self.call(
+            node,
+            "rope_table",
+            code,
+            [self.pointer(self.layout(positions).buffer), self.vector(frequencies), self.pointer(out.buffer)],
+        )
 
     def lower_rope(self, node: Node) -> None:
         assert isinstance(node.op, Rope)
@@ -555,8 +638,15 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         out = self.new_value(node.output)
         pairs, width = table.type.shape[-1], x.type.shape[-1]
         code = f"rope_rows(s, tid, (int)({c_dim(rows)}), {heads}, (const float *)@0 + {offset}, {ldx}, {ldh}, {width}, @1, {pairs}, {int(node.op.interleaved)}, {node.op.offset}, @2);"
-        self.call(node, "rope", code, [self._any_pointer(layout.buffer), self._any_pointer(self.layout(table).buffer), self.pointer(out.buffer)])
-        self.report(node, "the rotation is a kernel of its own: query and key do not share it in a form that fuses into attention")
+        self.call(
+            node,
+            "rope",
+            code,
+            [self._any_pointer(layout.buffer), self._any_pointer(self.layout(table).buffer), self.pointer(out.buffer)],
+        )
+        self.report(
+            node, "the rotation is a kernel of its own: query and key do not share it in a form that fuses into attention"
+        )
 
     def lower_fused_attention(self, node: Node) -> None:
         op = node.op
@@ -569,14 +659,23 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         out = self.new_value(node.output)
         cache = len(self.caches)
         self.caches.append(Cache(groups, dk, dv, self.kv_kind))
-        pointers = [Pointer("cache", cache), self._any_pointer(q[0].buffer), self._any_pointer(k[0].buffer), self._any_pointer(v[0].buffer), self.pointer(out.buffer)]
+        pointers = [
+            Pointer("cache", cache),
+            self._any_pointer(q[0].buffer),
+            self._any_pointer(k[0].buffer),
+            self._any_pointer(v[0].buffer),
+            self.pointer(out.buffer),
+        ]
         extra = []
         for name in ("table", "q_norm", "k_norm", "sinks", "slopes"):
             if name in at:
                 extra.append(f".{name} = @{len(pointers)}")
                 pointers.append(self._any_pointer(self.layout(at[name]).buffer) if name == "table" else self.vector(at[name]))
         pairs = at["table"].type.shape[-1] if "table" in at else 0
-        sides = ", ".join(f".{n} = (const float *)@{i} + {s[5]}, .ld{n} = {s[3]}, .ld{n}h = {s[4]}" for i, (n, s) in enumerate(zip("qkv", (q, k, v), strict=True), 1))
+        sides = ", ".join(
+            f".{n} = (const float *)@{i} + {s[5]}, .ld{n} = {s[3]}, .ld{n}h = {s[4]}"
+            for i, (n, s) in enumerate(zip("qkv", (q, k, v), strict=True), 1)
+        )
         code = f"""attention a = {{.cache = @0, {sides}, .out = @4{"".join(", " + e for e in extra)},
     .heads = {heads}, .groups = {groups}, .dk = {dk}, .dv = {dv}, .pairs = {pairs}, .interleaved = {int(op.interleaved)}, .offset = {op.offset}, .window = {op.window}, .chunk = {op.chunk}, .causal = 1,
     .scale = {float(op.scale).hex()}f, .softcap = {float(op.softcap).hex()}f, .eps = {float(op.eps).hex()}f}};
@@ -638,7 +737,13 @@ def assign_slots(lowered: Lowered) -> tuple[list[dict[str, int]], dict[int, int]
         if buffer.id not in first:
             continue
         need = _slot_need(buffer, lowered)
-        options = [i for i, end in enumerate(free_at) if end < first[buffer.id] and (slots[i]["tokens"] > 0) == (need["tokens"] > 0) and (slots[i]["rows"] > 0) == (need["rows"] > 0)]
+        options = [
+            i
+            for i, end in enumerate(free_at)
+            if end < first[buffer.id]
+            and (slots[i]["tokens"] > 0) == (need["tokens"] > 0)
+            and (slots[i]["rows"] > 0) == (need["rows"] > 0)
+        ]
         if options:
             chosen = min(options, key=lambda i: (abs(sum(slots[i].values()) - sum(need.values())), i))
             for key, size in need.items():
@@ -662,9 +767,6 @@ def _slot_need(buffer: Buffer, lowered: Lowered) -> dict[str, int]:
     return need
 
 
-
 def plain_name(text: str) -> str:
     """A weight's name in the artifact: letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^\w.\-]", "_", text.lstrip("@%"))
-
-

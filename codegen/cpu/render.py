@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from .lower import Call, Lowered, Pointer, assign_slots, lower
 
 ABI = 1
 TEMPLATES = Path(__file__).parent / "templates"
-HEADERS = ("vec.h", "pool.h", "step.h", "sampling.h")
+HEADERS = ("vec.h", "pool.h", "step.h", "sampling.h", "peaks.h")
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,18 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
     numbers, kernels = _number_kernels(lowered.calls)
 
     def pointer_id(pointer: Pointer) -> int:
-        base = {"weight": 0, "buffer": len(lowered.weights), "cache": len(lowered.weights) + len(slots), "input": len(lowered.weights) + len(slots) + len(lowered.caches)}
+        base = {
+            "weight": 0,
+            "buffer": len(lowered.weights),
+            "cache": len(lowered.weights) + len(slots),
+            "input": len(lowered.weights) + len(slots) + len(lowered.caches),
+        }
         return base[pointer.kind] + (slot_of[pointer.index] if pointer.kind == "buffer" else pointer.index)
 
-    segments = [_segment(lowered.calls, start, period, count, pointer_id, numbers) for start, period, count in _periods([c.code for c in lowered.calls])]
+    segments = [
+        _segment(lowered.calls, start, period, count, pointer_id, numbers)
+        for start, period, count in _periods([c.code for c in lowered.calls])
+    ]
     kinds = lowered.kinds
     environment = _environment()
     float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"]), sorted(kinds["dot"])
@@ -80,7 +89,13 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
 
 
 def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, object]]]:
@@ -91,7 +106,16 @@ def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, o
         if call.code not in numbers:
             numbers[call.code] = len(kernels)
             where = re.sub(r"\.\d+(?=\.|$)", ".*", call.scope)
-            kernels.append({"name": f"{call.kernel} {where}".strip()[:160], "kernel": call.kernel, "scheme": call.scheme, "weight_bytes": call.weight_bytes, "operations": call.operations, "calls": 0})
+            kernels.append(
+                {
+                    "name": f"{call.kernel} {where}".strip()[:160],
+                    "kernel": call.kernel,
+                    "scheme": call.scheme,
+                    "weight_bytes": call.weight_bytes,
+                    "operations": call.operations,
+                    "calls": 0,
+                }
+            )
         kernel = kernels[numbers[call.code]]
         kernel["calls"] = int(str(kernel["calls"])) + 1
     return numbers, kernels
@@ -126,12 +150,21 @@ def _periods(codes: list[str]) -> list[tuple[int, int, int]]:
     return out
 
 
-def _segment(calls: list[Call], start: int, period: int, count: int, pointer_id: object, numbers: dict[str, int]) -> _Segment:
+def _shift_pointers(code: str, base: int) -> str:
+    """@0, @1, … of one call as P(base), P(base + 1), … of its segment."""
+    return re.sub(r"@(\d+)", lambda m: f"P({base + int(m[1])})", code)
+
+
+def _segment(
+    calls: list[Call], start: int, period: int, count: int, pointer_id: Callable[[Pointer], int], numbers: dict[str, int]
+) -> _Segment:
     made: list[dict[str, object]] = []
     base = 0
     for call in calls[start : start + period]:
-        code = re.sub(r"@(\d+)", lambda m, b=base: f"P({b + int(m[1])})", call.code)
+        code = _shift_pointers(call.code, base)
         made.append({"label": f"{call.label} {call.scope}".strip().replace("*/", ""), "code": code, "number": numbers[call.code]})
         base += len(call.pointers)
-    rows = [[pointer_id(p) for c in calls[start + i * period : start + (i + 1) * period] for p in c.pointers] for i in range(count)]  # type: ignore[operator]
+    rows = [
+        [pointer_id(p) for c in calls[start + i * period : start + (i + 1) * period] for p in c.pointers] for i in range(count)
+    ]
     return _Segment(made, rows, base)

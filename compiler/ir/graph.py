@@ -65,10 +65,10 @@ class Graph:
         return users
 
     def static_values(self) -> set[str]:
-        """Names of the values that depend on parameters and constants alone: known at compile time."""
+        """Names of the values that depend on parameters and constants alone, of a known shape: known at compile time."""
         static = {p.name for p in self.params}
         for node in self.nodes:
-            if all(v.name in static for v in node.inputs):
+            if all(v.name in static for v in node.inputs) and all(o.type.is_static for o in node.outputs):
                 static.update(o.name for o in node.outputs)
         return static
 

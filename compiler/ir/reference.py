@@ -51,10 +51,14 @@ class Context:
     def single(length: int, rows: int | None = None, wide: torch.dtype | None = None, start: int = 0) -> Context:
         """One sequence of `length` tokens at positions start..start+length-1."""
         positions = torch.arange(start, start + length)
-        return Context({"T": length, "R": length if rows is None else rows}, positions, torch.zeros(length, dtype=torch.int64), wide)
+        return Context(
+            {"T": length, "R": length if rows is None else rows}, positions, torch.zeros(length, dtype=torch.int64), wide
+        )
 
 
-def evaluate(graph: Graph, wanted: Iterable[Value], bindings: dict[str, torch.Tensor], params: ParamSource, ctx: Context) -> list[torch.Tensor]:
+def evaluate(
+    graph: Graph, wanted: Iterable[Value], bindings: dict[str, torch.Tensor], params: ParamSource, ctx: Context
+) -> list[torch.Tensor]:
     """Evaluate the cone of `wanted`, stopping at the names in `bindings` (inputs, or any intermediate value).
 
     Values are freed after their last use, so the memory is that of the live values. Raises VerifyError when the cone
@@ -74,7 +78,11 @@ def evaluate(graph: Graph, wanted: Iterable[Value], bindings: dict[str, torch.Te
     def get(value: Value) -> torch.Tensor:
         if value.name not in env:
             if value.name in graph.constants:
-                env[value.name] = torch.tensor(graph.constants[value.name], dtype=torch.float64 if value.type.is_float else torch.int64).reshape(value.type.concrete({})).to(ctx.dtype(value.type.dtype))
+                env[value.name] = (
+                    torch.tensor(graph.constants[value.name], dtype=torch.float64 if value.type.is_float else torch.int64)
+                    .reshape(value.type.concrete({}))
+                    .to(ctx.dtype(value.type.dtype))
+                )
             elif value.name in param_types:
                 env[value.name] = _bound(params(value.name[1:]), ctx)
             else:
@@ -93,7 +101,9 @@ def evaluate(graph: Graph, wanted: Iterable[Value], bindings: dict[str, torch.Te
     return [get(v) for v in wanted]
 
 
-def run(graph: Graph, params: ParamSource, tokens: torch.Tensor, ctx: Context, rows: torch.Tensor | None = None) -> list[torch.Tensor]:
+def run(
+    graph: Graph, params: ParamSource, tokens: torch.Tensor, ctx: Context, rows: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     """The whole graph on packed tokens [T] at ctx.positions; `rows` [R] are the tokens whose logits are wanted (default all)."""
     rows = torch.arange(tokens.numel()) if rows is None else rows
     ctx.sizes = {"T": tokens.numel(), "R": rows.numel()}

@@ -1,11 +1,11 @@
 """The IR's textual form: `print_graph` and `parse_graph` are inverse to each other.
 
-    llmc.ir 1
-    input %input_ids: i64[1,T]
-    param @model.norm.weight: bf16[576]
-    const @inv_freq: f32[2] = [1.0, 0.5]
-    %3: bf16[1,T,576] = rms_norm(%2, @model.norm.weight) {eps=1e-05} // model.norm
-    return %3
+llmc.ir 1
+input %input_ids: i64[1,T]
+param @model.norm.weight: bf16[576]
+const @inv_freq: f32[2] = [1.0, 0.5]
+%3: bf16[1,T,576] = rms_norm(%2, @model.norm.weight) {eps=1e-05} // model.norm
+return %3
 """
 
 from __future__ import annotations
@@ -75,7 +75,13 @@ def parse_graph(text: str) -> Graph:
         if not line or line.startswith("//"):
             continue
         if line.startswith("return "):
-            return Graph(tuple(inputs), tuple(params), tuple(nodes), tuple(lookup(n.strip(), where) for n in line[7:].split(",")), constants)
+            return Graph(
+                tuple(inputs),
+                tuple(params),
+                tuple(nodes),
+                tuple(lookup(n.strip(), where) for n in line[7:].split(",")),
+                constants,
+            )
         if line.startswith("input "):
             inputs.append(_typed(line[6:], where))
             known[inputs[-1].name] = inputs[-1]

@@ -54,7 +54,11 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> Codes:
             best = (codes, scale, error)
         else:
             better = error < best[2]
-            best = (torch.where(better[..., None], codes, best[0]), torch.where(better, scale, best[1]), torch.where(better, error, best[2]))
+            best = (
+                torch.where(better[..., None], codes, best[0]),
+                torch.where(better, scale, best[1]),
+                torch.where(better, error, best[2]),
+            )
     assert best is not None
     codes = (best[0] + levels).to(torch.uint8).reshape(n, groups * size)[:, :k]
     return Codes(codes.contiguous(), best[1], None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+import time
 from _ctypes import dlclose
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +40,9 @@ class Batch:
 
 
 class _Batch(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int32) for n in ("tokens", "sequences", "rows", "max_blocks")] + [(n, ctypes.c_void_p) for n in ("ids", "positions", "start", "pos", "block_tables", "row_tokens")]
+    _fields_ = [(n, ctypes.c_int32) for n in ("tokens", "sequences", "rows", "max_blocks")] + [
+        (n, ctypes.c_void_p) for n in ("ids", "positions", "start", "pos", "block_tables", "row_tokens")
+    ]
 
 
 class _Sampling(ctypes.Structure):
@@ -60,22 +64,41 @@ def choose_level(artifact: Artifact, wanted: str = "") -> str:
 
             raise UsageError(f"unknown instruction-set level {wanted!r}", nearest(wanted, LEVELS))
         if wanted not in held:
-            raise EnvironmentLacks(f"{artifact.path.name} holds no kernels for {wanted}; it holds {', '.join(sorted(held)) or 'none'}", "compile it with that target")
+            raise EnvironmentLacks(
+                f"{artifact.path.name} holds no kernels for {wanted}; it holds {', '.join(sorted(held)) or 'none'}",
+                "compile it with that target",
+            )
         if wanted not in here:
             raise EnvironmentLacks(f"this CPU does not run {wanted}; it runs {', '.join(here) or 'none of the levels'}")
         return wanted
     for level in here:
         if level in held:
             return level
-    raise EnvironmentLacks(f"{artifact.path.name} holds kernels for {', '.join(sorted(held)) or 'no CPU'}; this CPU runs {', '.join(here) or 'none of the known levels'}", "compile it for this machine: --target cpu")
+    raise EnvironmentLacks(
+        f"{artifact.path.name} holds kernels for {', '.join(sorted(held)) or 'no CPU'}; this CPU runs {', '.join(here) or 'none of the known levels'}",
+        "compile it for this machine: --target cpu",
+    )
 
 
 class CpuExecutor:
     """Runs steps of one artifact. Owns the shared object's state: arena, cache and threads; `close()` frees them."""
 
-    def __init__(self, artifact: Artifact, *, threads: int, max_tokens: int, max_sequences: int, max_rows: int, context: int, blocks: int, isa: str = "") -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int,
+        max_tokens: int,
+        max_sequences: int,
+        max_rows: int,
+        context: int,
+        blocks: int,
+        isa: str = "",
+    ) -> None:
         if not artifact.has("weights/model.safetensors"):
-            raise EnvironmentLacks(f"{artifact.path.name} was compiled without weights", "compile it with --weights all to run it")
+            raise EnvironmentLacks(
+                f"{artifact.path.name} was compiled without weights", "compile it with --weights all to run it"
+            )
         self.artifact = artifact
         self.level = choose_level(artifact, isa)
         self.vocabulary = int(artifact.manifest["model"]["vocab"])
@@ -88,20 +111,29 @@ class CpuExecutor:
         self._max_rows = max_rows
         self._step = self._library.llmc_create(pointers, threads, max_tokens, max_sequences, max_rows, context, blocks)
         if not self._step:
-            raise EnvironmentLacks(f"no memory for {blocks} cache blocks, or no threads", "give a smaller --kv-cache or --max-batch")
+            raise EnvironmentLacks(
+                f"no memory for {blocks} cache blocks, or no threads", "give a smaller --kv-cache or --max-batch"
+            )
 
     def run(self, batch: Batch) -> None:
         """Compute a step; `logits` then holds its rows."""
-        arrays = [np.ascontiguousarray(a, dtype=np.int32) for a in (batch.ids, batch.positions, batch.start, batch.pos, batch.block_tables, batch.row_tokens)]
-        raw = _Batch(batch.ids.size, batch.pos.size, batch.row_tokens.size, batch.block_tables.shape[1], *[a.ctypes.data for a in arrays])
+        arrays = [
+            np.ascontiguousarray(a, dtype=np.int32)
+            for a in (batch.ids, batch.positions, batch.start, batch.pos, batch.block_tables, batch.row_tokens)
+        ]
+        raw = _Batch(
+            batch.ids.size, batch.pos.size, batch.row_tokens.size, batch.block_tables.shape[1], *[a.ctypes.data for a in arrays]
+        )
         if self._library.llmc_step(self._step, ctypes.byref(raw)):
-            raise LlmcError(f"a step of {batch.ids.size} tokens and {batch.pos.size} sequences is larger than the executor was made for")
+            raise LlmcError(
+                f"a step of {batch.ids.size} tokens and {batch.pos.size} sequences is larger than the executor was made for"
+            )
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """The last step's logits [rows, V], a view that the next step overwrites."""
         address = self._library.llmc_logits(self._step)
         flat = (ctypes.c_float * (rows * self.vocabulary)).from_address(address)
-        return np.frombuffer(flat, dtype=np.float32).reshape(rows, self.vocabulary)
+        return np.frombuffer(memoryview(flat).cast("B"), dtype=np.float32).reshape(rows, self.vocabulary)
 
     def sample(self, rows: Sequence[SamplingRow], top: int = 0, logprobs: bool = False) -> list[Draw]:
         """Draw one token for each row of the last step."""
@@ -111,10 +143,27 @@ class CpuExecutor:
         probabilities = np.empty(count, np.float32)
         top_ids, top_values = np.empty((count, max(top, 1)), np.int32), np.empty((count, max(top, 1)), np.float32)
         wanted = logprobs or top > 0
-        self._library.llmc_sample(self._step, raw, count, self.vocabulary, tokens.ctypes.data, probabilities.ctypes.data if wanted else None, top, top_ids.ctypes.data, top_values.ctypes.data)
+        self._library.llmc_sample(
+            self._step,
+            raw,
+            count,
+            self.vocabulary,
+            tokens.ctypes.data,
+            probabilities.ctypes.data if wanted else None,
+            top,
+            top_ids.ctypes.data,
+            top_values.ctypes.data,
+        )
         if not wanted:
             return [Draw(t) for t in tokens.tolist()]
-        return [Draw(int(tokens[i]), float(probabilities[i]), [(int(t), float(p)) for t, p in zip(top_ids[i], top_values[i], strict=True) if t >= 0][:top]) for i in range(count)]
+        return [
+            Draw(
+                int(tokens[i]),
+                float(probabilities[i]),
+                [(int(t), float(p)) for t, p in zip(top_ids[i], top_values[i], strict=True) if t >= 0][:top],
+            )
+            for i in range(count)
+        ]
 
     def score(self, targets: Ints) -> npt.NDArray[np.float32]:
         """Log-probability of one target for each row of the last step."""
@@ -133,7 +182,27 @@ class CpuExecutor:
     def profiled(self) -> list[tuple[str, float, int]]:
         """(kernel, seconds, calls) since `profile(True)`."""
         count = self._library.llmc_kernel_count()
-        return [(self._library.llmc_kernel_name(i).decode(), self._library.llmc_kernel_seconds(self._step, i), self._library.llmc_kernel_calls(self._step, i)) for i in range(count)]
+        return [
+            (
+                self._library.llmc_kernel_name(i).decode(),
+                self._library.llmc_kernel_seconds(self._step, i),
+                self._library.llmc_kernel_calls(self._step, i),
+            )
+            for i in range(count)
+        ]
+
+    def peaks(self, threads: int) -> dict[str, float]:
+        """This machine's ceilings with that many threads, best of several short runs: reading, int8 and bf16 arithmetic."""
+        library, size, rounds = self._library, 1 << 28, 1_000_000
+        buffers = [np.ones(size // 8, np.int64) for _ in range(threads)]
+        read = min(together(threads, lambda i: library.llmc_peak_read(buffers[i].ctypes.data, size)) for _ in range(5))
+        floats = min(together(threads, lambda i: library.llmc_peak_float(rounds, 1e-3)) for _ in range(4))
+        int8 = min(together(threads, lambda i: library.llmc_peak_int8(rounds, 3)) for _ in range(4))
+        return {
+            "read_gb_s": threads * size / read / 1e9,
+            "int8_gop_s": threads * rounds * library.llmc_peak_int8_operations() / int8 / 1e9,
+            "bf16_gflop_s": threads * rounds * library.llmc_peak_float_operations() / floats / 1e9,
+        }
 
     def close(self) -> None:
         if self._step:
@@ -143,8 +212,37 @@ class CpuExecutor:
             os.close(self._handle)
 
 
+def together(threads: int, work: Callable[[int], object]) -> float:
+    """Wall seconds of `work(i)` in as many threads at once."""
+    gate = threading.Barrier(threads + 1)
+
+    def body(i: int) -> None:
+        gate.wait()
+        work(i)
+
+    running = [threading.Thread(target=body, args=(i,)) for i in range(threads)]
+    for thread in running:
+        thread.start()
+    gate.wait()
+    start = time.perf_counter()
+    for thread in running:
+        thread.join()
+    return time.perf_counter() - start
+
+
 def _row(row: SamplingRow) -> _Sampling:
-    made = _Sampling(row.row, row.temperature, row.top_p, row.min_p, row.repetition_penalty, row.presence_penalty, row.frequency_penalty, row.top_k, row.seed & (2**64 - 1), row.counter)
+    made = _Sampling(
+        row.row,
+        row.temperature,
+        row.top_p,
+        row.min_p,
+        row.repetition_penalty,
+        row.presence_penalty,
+        row.frequency_penalty,
+        row.top_k,
+        row.seed & (2**64 - 1),
+        row.counter,
+    )
     for name, array in (("prompt", row.prompt), ("output", row.output)):
         if array is not None and array.size:
             setattr(made, name, array.ctypes.data)
@@ -166,17 +264,23 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         library = ctypes.CDLL(f"/proc/self/fd/{handle}")
     except OSError as error:
         os.close(handle)
-        raise EnvironmentLacks(f"the kernels for {level} cannot be loaded: {error}", "llmc needs Linux with glibc 2.28 or newer") from error
+        raise EnvironmentLacks(
+            f"the kernels for {level} cannot be loaded: {error}", "llmc needs Linux with glibc 2.28 or newer"
+        ) from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     for function, result, arguments in (
         ("llmc_abi", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
         ("llmc_logits", pointer, [pointer]), ("llmc_sample", integer, [pointer, pointer, integer, integer, pointer, pointer, integer, pointer, pointer]),
         ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]),
         ("llmc_profile", None, [pointer, integer]), ("llmc_kernel_count", integer, []), ("llmc_kernel_name", ctypes.c_char_p, [integer]),
+        ("llmc_peak_read", ctypes.c_int64, [pointer, ctypes.c_int64]), ("llmc_peak_float", ctypes.c_float, [ctypes.c_int64, ctypes.c_float]), ("llmc_peak_float_operations", integer, []),
+        ("llmc_peak_int8", ctypes.c_int32, [ctypes.c_int64, ctypes.c_int32]), ("llmc_peak_int8_operations", integer, []),
         ("llmc_kernel_seconds", ctypes.c_double, [pointer, integer]), ("llmc_kernel_calls", ctypes.c_int64, [pointer, integer]), ("llmc_cache_bytes_per_block", ctypes.c_int64, []),
     ):  # fmt: skip
         found = getattr(library, function)
         found.restype, found.argtypes = result, arguments
     if library.llmc_abi() != ABI:
-        raise ArtifactError(f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again")
+        raise ArtifactError(
+            f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again"
+        )
     return library, handle

@@ -131,7 +131,13 @@ class Server:
         return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
 
     def _card(self) -> dict[str, Any]:
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "llmc", "max_model_len": self.model.config.context}
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "llmc",
+            "max_model_len": self.model.config.context,
+        }
 
     async def _models(self, request: HttpRequest) -> Response:
         return JSONResponse({"object": "list", "data": [self._card()]})
@@ -141,7 +147,12 @@ class Server:
         return JSONResponse(self._card()) if name == self.name else error_response(self._wrong_model(name))
 
     def _wrong_model(self, name: object) -> RequestError:
-        return RequestError(f"the model {name!r} does not exist here; this server has {self.name!r}", param="model", status=404, code="model_not_found")
+        return RequestError(
+            f"the model {name!r} does not exist here; this server has {self.name!r}",
+            param="model",
+            status=404,
+            code="model_not_found",
+        )
 
     async def _tokenize(self, request: HttpRequest) -> Response:
         try:
@@ -160,7 +171,9 @@ class Server:
             body = await _body(request)
             ids = body.get("tokens")
             vocabulary = self.model.executor.vocabulary
-            if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocabulary for i in ids):
+            if not isinstance(ids, list) or not all(
+                isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocabulary for i in ids
+            ):
                 raise RequestError(f"tokens must be a list of token ids below {vocabulary}", param="tokens")
             text = self.model.tokenizer.decode(ids, skip_special=False)
         except RequestError as error:
@@ -195,7 +208,11 @@ class Server:
             if prompt.size == 0:
                 raise RequestError("the prompt is empty", param="messages" if call.chat else "prompt")
             if prompt.size + (call.params.max_tokens > 0) > limit:
-                raise RequestError(f"the prompt has {prompt.size} tokens; this model serves {limit} positions, the answer included", param="messages" if call.chat else "prompt", code="context_length_exceeded")
+                raise RequestError(
+                    f"the prompt has {prompt.size} tokens; this model serves {limit} positions, the answer included",
+                    param="messages" if call.chat else "prompt",
+                    code="context_length_exceeded",
+                )
 
 
 KNOWN_PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
@@ -311,7 +328,13 @@ class _Run:
 
     def _envelope(self, *, chunk: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self._call.chat else "text_completion"
-        return {"id": self._id, "object": kind, "created": int(time.time()), "model": self._server.name, "system_fingerprint": self._server.model.artifact.manifest["source"]["sha256"][:12]}
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._server.name,
+            "system_fingerprint": self._server.model.artifact.manifest["source"]["sha256"][:12],
+        }
 
     def _usage(self) -> dict[str, Any]:
         prompt = sum(int(p.size) for p in self._call.prompts)
@@ -333,7 +356,11 @@ class _Run:
         if failure is not None:
             self._leave()
             return error_response(failure)
-        return StreamingResponse(self._sse(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        return StreamingResponse(
+            self._sse(first, events),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
 
     async def _sse(self, first: tuple[_Answer, Event], events: AsyncIterator[tuple[_Answer, Event]]) -> AsyncIterator[bytes]:
         call = self._call
@@ -341,7 +368,20 @@ class _Run:
         try:
             if call.chat:
                 for answer in self._answers.values():
-                    yield _line({**envelope, "choices": [{"index": answer.index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}], **self._no_usage()})
+                    yield _line(
+                        {
+                            **envelope,
+                            "choices": [
+                                {
+                                    "index": answer.index,
+                                    "delta": {"role": "assistant", "content": ""},
+                                    "logprobs": None,
+                                    "finish_reason": None,
+                                }
+                            ],
+                            **self._no_usage(),
+                        }
+                    )
             elif call.echo:
                 for answer in self._answers.values():
                     yield _line({**envelope, "choices": [self._echo_chunk(answer)], **self._no_usage()})
@@ -363,7 +403,12 @@ class _Run:
         logprobs = None
         if self._call.params.logprobs is not None:
             logprobs = completion_logprobs([None, *answer.prompt_scores], tokenizer, prompt[0], 0)
-        return {"index": answer.index, "text": tokenizer.decode(prompt) if tokenizer.available else None, "logprobs": logprobs, "finish_reason": None}
+        return {
+            "index": answer.index,
+            "text": tokenizer.decode(prompt) if tokenizer.available else None,
+            "logprobs": logprobs,
+            "finish_reason": None,
+        }
 
     def _chunk(self, envelope: dict[str, Any], answer: _Answer, event: Event) -> bytes:
         call, tokenizer = self._call, self._server.model.tokenizer
@@ -391,11 +436,21 @@ def _failure(answer: _Answer) -> RequestError | None:
     reason = answer.reason or ""
     if reason.startswith("refused:"):
         _, status, code = reason.split(":", 2)
-        return RequestError(answer.failure, status=int(status), kind="rate_limit_error" if status == "429" else "invalid_request_error", code=code or None)
+        return RequestError(
+            answer.failure,
+            status=int(status),
+            kind="rate_limit_error" if status == "429" else "invalid_request_error",
+            code=code or None,
+        )
     if reason == "timeout":
         return RequestError(answer.failure, status=408, kind="timeout_error", code="timeout")
     if reason in ("error", "cancelled"):
-        return RequestError(answer.failure or "the request was cancelled", status=503 if reason == "cancelled" else 500, kind="server_error", code=reason)
+        return RequestError(
+            answer.failure or "the request was cancelled",
+            status=503 if reason == "cancelled" else 500,
+            kind="server_error",
+            code=reason,
+        )
     return None
 
 

@@ -27,8 +27,12 @@ class Metrics:
         self.preemptions = gauge("preemptions", "Requests preempted")
         self.finished = Gauge("llmc_requests_finished", "Choices finished, by reason", ["reason"], registry=self.registry)
         self.http = Counter("llmc_http_requests", "HTTP requests, by path and status", ["path", "status"], registry=self.registry)
-        self.first_token = Histogram("llmc_time_to_first_token_seconds", "From submission to the first token", registry=self.registry, buckets=SECONDS)
-        self.between = Histogram("llmc_time_between_tokens_seconds", "Between two tokens of a choice", registry=self.registry, buckets=SECONDS)
+        self.first_token = Histogram(
+            "llmc_time_to_first_token_seconds", "From submission to the first token", registry=self.registry, buckets=SECONDS
+        )
+        self.between = Histogram(
+            "llmc_time_between_tokens_seconds", "Between two tokens of a choice", registry=self.registry, buckets=SECONDS
+        )
 
     def render(self) -> bytes:
         """The text exposition."""

@@ -18,7 +18,19 @@ from ..tokenizer import ArtifactTokenizer
 NO_EFFECT = ("user", "metadata", "store", "safety_identifier", "service_tier", "prompt_cache_key")
 SHARED = ("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "n", "stream", "stream_options", "stop", "stop_token_ids", "max_tokens", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "logprobs", "ignore_eos", "return_token_ids", "priority", "timeout", *NO_EFFECT)  # fmt: skip
 COMPLETION = (*SHARED, "prompt", "echo", "best_of", "suffix")
-CHAT = (*SHARED, "messages", "top_logprobs", "max_completion_tokens", "response_format", "tools", "tool_choice", "parallel_tool_calls", "functions", "modalities", "chat_template_kwargs")
+CHAT = (
+    *SHARED,
+    "messages",
+    "top_logprobs",
+    "max_completion_tokens",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "functions",
+    "modalities",
+    "chat_template_kwargs",
+)
 MAX_TOP = 20
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
@@ -125,13 +137,26 @@ def parse_chat(body: Mapping[str, Any], tokenizer: ArtifactTokenizer, vocabulary
     top = read.integer("top_logprobs", None, 0, MAX_TOP)
     if top is not None and not wanted:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    limit = read.integer("max_completion_tokens", read.integer("max_tokens", max(1, context - int(prompt.size)), 1, 1 << 30), 1, 1 << 30)
+    limit = read.integer(
+        "max_completion_tokens", read.integer("max_tokens", max(1, context - int(prompt.size)), 1, 1 << 30), 1, 1 << 30
+    )
     assert limit is not None
     n = read.integer("n", 1, 1, MAX_CHOICES) or 1
     return _call(read, tokenizer, vocabulary, (prompt,), n, limit, (top or 0) if wanted else None, echo=False, chat=True)
 
 
-def _call(read: Reader, tokenizer: ArtifactTokenizer, vocabulary: int, prompts: tuple[npt.NDArray[np.int32], ...], n: int, limit: int, top: int | None, *, echo: bool, chat: bool) -> Call:
+def _call(
+    read: Reader,
+    tokenizer: ArtifactTokenizer,
+    vocabulary: int,
+    prompts: tuple[npt.NDArray[np.int32], ...],
+    n: int,
+    limit: int,
+    top: int | None,
+    *,
+    echo: bool,
+    chat: bool,
+) -> Call:
     defaults = tokenizer.generation
 
     def default(name: str, otherwise: float) -> float:
@@ -140,7 +165,9 @@ def _call(read: Reader, tokenizer: ArtifactTokenizer, vocabulary: int, prompts: 
 
     stream_options = read.raw("stream_options")
     stream = read.flag("stream")
-    if stream_options is not None and (not stream or not isinstance(stream_options, dict) or set(stream_options) - {"include_usage", "include_obfuscation"}):
+    if stream_options is not None and (
+        not stream or not isinstance(stream_options, dict) or set(stream_options) - {"include_usage", "include_obfuscation"}
+    ):
         raise RequestError("stream_options takes include_usage, with stream: true", param="stream_options")
     seed = read.integer("seed", None, -(1 << 63), (1 << 63) - 1)
     params = SamplingParams(
@@ -161,7 +188,19 @@ def _call(read: Reader, tokenizer: ArtifactTokenizer, vocabulary: int, prompts: 
     )
     timeout = read.number("timeout", 0.0, 0.0, 1e6) or None
     include_usage = bool(stream_options and stream_options.get("include_usage"))
-    return Call(prompts, params, n, stream, include_usage, echo, chat, top if echo and top is not None else None, read.flag("return_token_ids"), read.integer("priority", 0, -1000, 1000) or 0, timeout)
+    return Call(
+        prompts,
+        params,
+        n,
+        stream,
+        include_usage,
+        echo,
+        chat,
+        top if echo and top is not None else None,
+        read.flag("return_token_ids"),
+        read.integer("priority", 0, -1000, 1000) or 0,
+        timeout,
+    )
 
 
 def _prompts(raw: Any, tokenizer: ArtifactTokenizer, vocabulary: int) -> tuple[npt.NDArray[np.int32], ...]:
@@ -234,9 +273,17 @@ def _bias(raw: Any, vocabulary: int) -> tuple[tuple[int, float], ...]:
         raise RequestError("logit_bias must map token ids to numbers", param="logit_bias")
     out = []
     for key, value in raw.items():
-        valid = str(key).isdigit() and int(key) < vocabulary and isinstance(value, int | float) and not isinstance(value, bool) and -100 <= value <= 100
+        valid = (
+            str(key).isdigit()
+            and int(key) < vocabulary
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and -100 <= value <= 100
+        )
         if not valid:
-            raise RequestError(f"logit_bias: {key!r}: {value!r} is not a token id with a number from -100 to 100", param="logit_bias")
+            raise RequestError(
+                f"logit_bias: {key!r}: {value!r} is not a token id with a number from -100 to 100", param="logit_bias"
+            )
         out.append((int(key), float(value)))
     return tuple(out)
 
@@ -251,7 +298,10 @@ def chat_logprobs(draws: list[Draw], tokenizer: ArtifactTokenizer) -> dict[str, 
         text = tokenizer.token_text(token)
         return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode())}
 
-    return {"content": [{**entry(d.token, d.logprob), "top_logprobs": [entry(t, p) for t, p in d.top]} for d in draws], "refusal": None}
+    return {
+        "content": [{**entry(d.token, d.logprob), "top_logprobs": [entry(t, p) for t, p in d.top]} for d in draws],
+        "refusal": None,
+    }
 
 
 def completion_logprobs(draws: list[Draw | None], tokenizer: ArtifactTokenizer, first: int | None, start: int) -> dict[str, Any]:

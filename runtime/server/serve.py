@@ -22,7 +22,10 @@ def bind(host: str, port: int) -> socket.socket:
         made.listen(2048)
     except (OSError, OverflowError) as error:
         made.close()
-        raise EnvironmentLacks(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}", "give another --port, or 0 to pick a free one") from error
+        raise EnvironmentLacks(
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+            "give another --port, or 0 to pick a free one",
+        ) from error
     made.set_inheritable(True)
     return made
 
@@ -45,7 +48,16 @@ def serve(server: Server, listener: socket.socket, drain_s: float) -> None:
 
 
 async def _serve(server: Server, listener: socket.socket, drain_s: float) -> None:
-    config = uvicorn.Config(server.app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1, http="h11", loop="asyncio", backlog=2048)
+    config = uvicorn.Config(
+        server.app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        http="h11",
+        loop="asyncio",
+        backlog=2048,
+    )
     http = _Uvicorn(config)
     ending = asyncio.Event()
 

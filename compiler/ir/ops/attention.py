@@ -48,10 +48,18 @@ class Attention(Op):
         out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
         for sequence in ctx.sequences.unique():
             rows = (ctx.sequences == sequence).nonzero()[:, 0]
-            out[:, rows] = self._one(ctx.positions[rows], q[:, rows].to(wide), k[:, rows].to(wide).repeat_interleave(group, 0), v[:, rows].to(wide).repeat_interleave(group, 0), inputs[3:]).to(q.dtype)
+            out[:, rows] = self._one(
+                ctx.positions[rows],
+                q[:, rows].to(wide),
+                k[:, rows].to(wide).repeat_interleave(group, 0),
+                v[:, rows].to(wide).repeat_interleave(group, 0),
+                inputs[3:],
+            ).to(q.dtype)
         return (out.transpose(0, 1)[None],)
 
-    def _one(self, positions: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _one(
+        self, positions: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
         scores = q @ k.transpose(1, 2) * self.scale
         if self.softcap:
             scores = torch.tanh(scores / self.softcap) * self.softcap

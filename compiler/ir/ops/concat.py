@@ -27,7 +27,10 @@ class Concat(Op):
             size = kind.shape[self.dim] if len(kind.shape) == len(first.shape) else None
             require(isinstance(size, int), f"cannot concatenate {kind} along {self.dim}")
             rest = kind.shape[: self.dim] + kind.shape[self.dim + 1 :]
-            require(rest == first.shape[: self.dim] + first.shape[self.dim + 1 :] and kind.dtype == first.dtype, f"{kind} does not join {first}")
+            require(
+                rest == first.shape[: self.dim] + first.shape[self.dim + 1 :] and kind.dtype == first.dtype,
+                f"{kind} does not join {first}",
+            )
             total += size if isinstance(size, int) else 0
         return (first.with_shape((*first.shape[: self.dim], total, *first.shape[self.dim + 1 :])),)
 

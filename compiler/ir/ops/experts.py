@@ -36,7 +36,10 @@ class Experts(Op):
         x, index, weight, w_in = inputs[:4]
         w_out = inputs[5 if self.bias else 4]
         require(index.shape == weight.shape and index.shape[0] == x.shape[0], f"{index}, {weight} for {x}")
-        require(len(w_in.shape) == 3 and len(w_out.shape) == 3 and w_in.shape[2] == x.shape[1] and w_out.shape[1] == x.shape[1], f"{w_in}, {w_out} for {x}")
+        require(
+            len(w_in.shape) == 3 and len(w_out.shape) == 3 and w_in.shape[2] == x.shape[1] and w_out.shape[1] == x.shape[1],
+            f"{w_in}, {w_out} for {x}",
+        )
         require(self.gate in ("", "halves", "interleaved"), f"unknown gate {self.gate!r}")
         return (x,)
 

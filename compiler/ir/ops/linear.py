@@ -41,7 +41,16 @@ class Linear(Op):
     def operands(self) -> dict[str, int]:
         """Where each operand stands among the inputs, by name."""
         names = ["x", "weight"]
-        names += [n for n, there in (("norm_weight", self.norm_weight), ("norm_bias", self.norm_bias), ("bias", self.bias), ("residual", self.residual)) if there]
+        names += [
+            n
+            for n, there in (
+                ("norm_weight", self.norm_weight),
+                ("norm_bias", self.norm_bias),
+                ("bias", self.bias),
+                ("residual", self.residual),
+            )
+            if there
+        ]
         return {n: i for i, n in enumerate(names)}
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
@@ -69,7 +78,11 @@ class Linear(Op):
         x, w = inputs[0], inputs[1].to(inputs[0].dtype)
         if self.norm:
             affine = [inputs[at[n]] for n in ("norm_weight", "norm_bias") if n in at]
-            norm = RmsNorm(self.eps, self.norm_weight) if self.norm == "rms" else LayerNorm(self.eps, self.norm_weight, self.norm_bias)
+            norm = (
+                RmsNorm(self.eps, self.norm_weight)
+                if self.norm == "rms"
+                else LayerNorm(self.eps, self.norm_weight, self.norm_bias)
+            )
             (x,) = norm.reference(ctx, x, *affine)
         if self.activations == "int8":
             scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127

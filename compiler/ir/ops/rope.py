@@ -27,7 +27,10 @@ class Rope(Op):
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         x, table = inputs
         pairs, width = table.shape[-1], x.shape[-1]
-        require(isinstance(pairs, int) and isinstance(width, int) and self.offset + 2 * pairs <= width, f"{table} rotates more than {x} has")
+        require(
+            isinstance(pairs, int) and isinstance(width, int) and self.offset + 2 * pairs <= width,
+            f"{table} rotates more than {x} has",
+        )
         require(table.shape[-3] == x.shape[-3], f"{table} has not the tokens of {x}")
         return (x,)
 

@@ -21,7 +21,10 @@ class Scatter(Op):
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         x, index, src = inputs
-        require(len(x.shape) == len(index.shape) and index.shape == src.shape and not index.is_float, f"scatter {src} at {index} into {x}")
+        require(
+            len(x.shape) == len(index.shape) and index.shape == src.shape and not index.is_float,
+            f"scatter {src} at {index} into {x}",
+        )
         return (x,)
 
     def reference(self, ctx: Context, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

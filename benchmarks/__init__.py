@@ -1,0 +1,1 @@
+"""Benchmarks and the demonstration; not part of the package."""

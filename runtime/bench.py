@@ -1,0 +1,216 @@
+"""Benchmarks of one artifact: rates, latencies, start-up, memory, and the floors that the machine's ceilings give."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .api import Model, load
+from .engine import Event, FinishEvent, Request, TokenEvent
+
+Figure = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    prompt_len: int = 512
+    gen_len: int = 128
+    concurrency: tuple[int, ...] = (1, 8, 32)
+    concurrent_prompt_len: int = 128
+    concurrent_gen_len: int = 128
+    reps: int = 5
+    profile: bool = False
+
+
+def figure(values: list[float]) -> Figure:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def run_bench(
+    path: str, settings: BenchSettings, *, threads: int | None = None, target: str = "", isa: str = "", quiet: bool = True
+) -> dict[str, Any]:
+    """All cells of `llmc bench`, as its JSON."""
+    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    most = max((1, *settings.concurrency))
+    say("start-up …")  # first, in a small process: a child's peak memory counts what its parent had when it was forked
+    starts = [_cold_start(path, threads, isa) for _ in range(settings.reps + 1)][1:]
+    with load(path, threads=threads, target=target, isa=isa, max_batch=most) as model:
+        rng = np.random.default_rng(0)
+        say("ceilings …")
+        ceilings = model.executor.peaks(model.config.threads)
+        say("prefill and decode …")
+        prefill, decode = _single(model, settings, rng)
+        concurrent = []
+        for n in settings.concurrency:
+            say(f"{n} at once …")
+            concurrent.append(_concurrent(model, n, settings, rng))
+        result: dict[str, Any] = {
+            "artifact": os.path.basename(path), "isa": model.executor.level, "threads": model.config.threads,
+            "prefill_tok_s": figure(prefill), "decode_tok_s": figure(decode), "concurrent": concurrent,
+        }  # fmt: skip
+        result["floor"] = _floor(model, settings, ceilings)
+        result["ceilings"] = ceilings
+        if settings.profile:
+            result["profile"] = _profile(model, settings, rng, ceilings)
+    result["start_to_first_token_s"] = figure([s for s, _ in starts])
+    result["peak_rss_bytes"] = figure([float(r) for _, r in starts])
+    return result
+
+
+def _ids(model: Model, rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return rng.integers(0, model.executor.vocabulary, count).astype(np.int32)
+
+
+def _time(model: Model, prompts: list[Any], tokens: int) -> list[list[float]]:
+    """Submit all at once to a fresh engine; for each request the times of its tokens, from the first submission on."""
+    engine = model.new_engine()
+    params = model.params(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+    stamps: list[list[float]] = [[] for _ in prompts]
+    start = time.perf_counter()
+
+    def listener(i: int) -> Callable[[Event], None]:
+        def hear(event: Event) -> None:
+            if isinstance(event, TokenEvent):
+                stamps[i].append(time.perf_counter() - start)
+            elif isinstance(event, FinishEvent) and event.reason not in ("stop", "length"):
+                raise RuntimeError(event.message)
+
+        return hear
+
+    for i, prompt in enumerate(prompts):
+        engine.submit(Request(prompt, params, listener(i)))
+    while not engine.idle:
+        engine.step()
+    return stamps
+
+
+def _single(model: Model, settings: BenchSettings, rng: np.random.Generator) -> tuple[list[float], list[float]]:
+    prefill, decode = [], []
+    for i in range(settings.reps + 1):
+        (stamps,) = _time(model, [_ids(model, rng, settings.prompt_len)], settings.gen_len)
+        if i:
+            prefill.append(settings.prompt_len / stamps[0])
+            decode.append((len(stamps) - 1) / (stamps[-1] - stamps[0]))
+    return prefill, decode
+
+
+def _concurrent(model: Model, n: int, settings: BenchSettings, rng: np.random.Generator) -> dict[str, Any]:
+    rates, first, p50, p99 = [], [], [], []
+    for i in range(settings.reps + 1):
+        stamps = _time(model, [_ids(model, rng, settings.concurrent_prompt_len) for _ in range(n)], settings.concurrent_gen_len)
+        if i:
+            gaps = np.concatenate([np.diff(s) for s in stamps]) if settings.concurrent_gen_len > 1 else np.zeros(1)
+            rates.append(sum(len(s) for s in stamps) / max(s[-1] for s in stamps))
+            first.append(statistics.median(s[0] for s in stamps))
+            p50.append(float(np.quantile(gaps, 0.5)))
+            p99.append(float(np.quantile(gaps, 0.99)))
+    return {
+        "n": n,
+        "output_tok_s": figure(rates),
+        "ttft_p50_s": figure(first),
+        "itl_p50_s": figure(p50),
+        "itl_p99_s": figure(p99),
+    }
+
+
+def _kernels(model: Model) -> list[dict[str, Any]]:
+    return next(t["kernels"] for t in model.artifact.manifest["targets"] if t["isa"] == model.executor.level)
+
+
+def _cache_bytes(model: Model, positions: int) -> float:
+    return float(model.artifact.manifest["memory_plan"]["cache_bytes_per_block"]) / 32 * positions
+
+
+def _rate(kernel: dict[str, Any], ceilings: dict[str, float]) -> float:
+    """Operations a second that this kernel's arithmetic allows."""
+    return 1e9 * (ceilings["int8_gop_s"] if kernel["kernel"] in ("linear_d4", "linear_d8") else ceilings["bf16_gflop_s"])
+
+
+def _floor(model: Model, settings: BenchSettings, ceilings: dict[str, float]) -> Figure:
+    """Rates if only the floor's time were spent: decode reads weights and cache once a token, prefill computes."""
+    kernels = [k for k in _kernels(model) if k["weight_bytes"]]
+    weights = sum(k["calls"] * k["weight_bytes"] for k in kernels)
+    middle = settings.prompt_len + settings.gen_len / 2
+    decode = (weights + _cache_bytes(model, int(middle))) / (ceilings["read_gb_s"] * 1e9)
+    head = [k for k in kernels if "lm_head" in k["name"]]
+    body = sum(k["calls"] * k["operations"] / _rate(k, ceilings) for k in kernels if k not in head)
+    return {"decode_tok_s": 1 / decode, "prefill_tok_s": 1 / max(body, 1e-12)}
+
+
+def _profile(model: Model, settings: BenchSettings, rng: np.random.Generator, ceilings: dict[str, float]) -> list[dict[str, Any]]:
+    """Kernels of decode steps: seconds a step, share, and the fraction of the floor that bytes or operations give."""
+    engine = model.new_engine()
+    params = model.params(max_tokens=settings.gen_len, temperature=0.0, ignore_eos=True)
+    engine.submit(Request(_ids(model, rng, settings.prompt_len), params, lambda e: None))
+    while engine.counters.generated_tokens == 0:
+        engine.step()
+    model.executor.profile(True)
+    steps, start = 0, time.perf_counter()
+    while not engine.idle:
+        engine.step()
+        steps += 1
+    wall = time.perf_counter() - start
+    model.executor.profile(False)
+    rows, inside = [], 0.0
+    for kernel, (name, seconds, _) in zip(_kernels(model), model.executor.profiled(), strict=True):
+        inside += seconds
+        floor = kernel["calls"] * max(
+            kernel["weight_bytes"] / (ceilings["read_gb_s"] * 1e9), kernel["operations"] / _rate(kernel, ceilings)
+        )
+        rows.append(
+            {
+                "kernel": f"{name} {kernel['scheme']}".strip(),
+                "seconds": seconds / steps,
+                "share": seconds / wall,
+                "bytes": kernel["calls"] * kernel["weight_bytes"],
+                "operations": kernel["calls"] * kernel["operations"],
+                "fraction_of_floor": floor / (seconds / steps) if seconds else 0.0,
+            }
+        )
+    rows.append(
+        {
+            "kernel": "outside the step: scheduling, sampling, Python",
+            "seconds": (wall - inside) / steps,
+            "share": (wall - inside) / wall,
+            "bytes": 0,
+            "operations": 0,
+            "fraction_of_floor": 0.0,
+        }
+    )
+    return sorted(rows, key=lambda r: -float(r["seconds"]))
+
+
+def _cold_start(path: str, threads: int | None, isa: str) -> tuple[float, int]:
+    """A new process: seconds from its start to its first token, and its peak resident memory."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from llmc.cli.main import main; main(sys.argv[1:])",
+        "generate",
+        path,
+        "--input-ids",
+        "11,23,35,47,59",
+        "--max-tokens",
+        "1",
+        "--ignore-eos",
+        "--json",
+    ]
+    if threads is not None:
+        command += ["--threads", str(threads)]
+    if isa:
+        command += ["--isa", isa]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    out = process.stdout.read()
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    return float(json.loads(out)["seconds"]["first_token"]), usage.ru_maxrss * 1024
