@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DTYPES = ("auto", "f32", "f16", "bf16")
 KV_DTYPES = (*DTYPES, "int8")
-LEVELS = ("x86-64-v3", "x86-64-v4")
+LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ LATER = {
     "--target",
     multiple=True,
     metavar="NAME",
-    help="cpu (x86-64 levels v3 and v4), cpu:native, cpu:x86-64-v3, cpu:aarch64; repeatable.  [default: cpu]",
+    help="cpu (x86-64 levels v3, v4 and amx), cpu:native, cpu:x86-64-v3, cpu:aarch64; repeatable.  [default: cpu]",
 )
 @click.option(
     "--weights",

@@ -24,7 +24,7 @@ def command(as_json: bool) -> None:
     found = {name: _version(name) for name in (*COMPILE, *SIGN)}
     missing = [name for name in COMPILE if not found[name]]
     runs = [f"cpu:{level}" for level in available_levels()]
-    compiles = [] if missing else ["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64"]
+    compiles = [] if missing else ["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:x86-64-amx", "cpu:aarch64"]
     value = {
         "llmc": VERSION, "python": platform.python_version(), "machine": platform.machine(), "libc": " ".join(platform.libc_ver()), "threads": usable_cpus(),
         "runs": runs, "compiles": compiles, "packages": found, "missing": missing,

@@ -384,7 +384,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         tensor = reader.tensors[index]
         return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
 
-    readers = {str(t.name): partial(read, i) for i, t in enumerate(reader.tensors)}
+    readers: dict[str, Callable[[], torch.Tensor]] = {str(t.name): partial(read, i) for i, t in enumerate(reader.tensors)}
     tokenizer = _converted_tokenizer(str(path.parent), gguf_file=path.name)
     return Checkpoint(str(path), config, "bf16", readers, (path,), tokenizer, architecture)
 

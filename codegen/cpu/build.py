@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,11 +24,30 @@ class Level:
     gcc: tuple[str, ...]
 
 
+_V4 = ("-mprefer-vector-width=512",)
 LEVELS = {
-    "x86-64-v3": Level("x86-64-v3", ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v3"), ("-march=x86-64-v3",)),
-    "x86-64-v4": Level("x86-64-v4", ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v4+avx512vnni+avx512bf16", "-mprefer-vector-width=512"), ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512")),
-    "aarch64": Level("aarch64", ("-target", "aarch64-linux-gnu.2.28", "-mcpu=generic+v8_2a+dotprod+fullfp16"), ("-march=armv8.2-a+dotprod+fp16",)),
-}  # fmt: skip
+    level.name: level
+    for level in (
+        Level("x86-64-v3", ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v3"), ("-march=x86-64-v3",)),
+        Level(
+            "x86-64-v4",
+            ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v4+avx512vnni+avx512bf16", *_V4),
+            ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", *_V4),
+        ),
+        Level(
+            "x86-64-amx",
+            ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v4+avx512vnni+avx512bf16+amx_tile+amx_int8+amx_bf16", "-DLLMC_AMX", *_V4),
+            ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16", "-DLLMC_AMX", *_V4),
+        ),
+        Level(
+            "aarch64",
+            ("-target", "aarch64-linux-gnu.2.28", "-mcpu=generic+v8_2a+dotprod+fullfp16"),
+            ("-march=armv8.2-a+dotprod+fp16",),
+        ),
+    )
+}
+EMULATED_AMX = replace(LEVELS["x86-64-v4"], zig=(*LEVELS["x86-64-v4"].zig, "-DLLMC_AMX", "-DLLMC_AMX_EMULATED"))
+"""The AMX kernels with tiles in plain code: for tests on machines without AMX."""
 FLAGS = (
     "-std=gnu11",
     "-O3",
@@ -65,9 +84,10 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "llmc" / "kernels"
 
 
-def build(sources: dict[str, str], level: str, cc: str = "", *, use_cache: bool = True) -> bytes:
+def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cache: bool = True) -> bytes:
     """Compile the sources for a level; the same sources, level and compiler give the same bytes, in any folder."""
-    flags = LEVELS[level].gcc if cc else LEVELS[level].zig
+    chosen = LEVELS[level] if isinstance(level, str) else level
+    flags = chosen.gcc if cc else chosen.zig
     command = [
         *(shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc"]),
         *flags,
@@ -90,7 +110,7 @@ def build(sources: dict[str, str], level: str, cc: str = "", *, use_cache: bool 
             raise EnvironmentLacks(f"the compiler {command[0]!r} does not run: {error}", "check --cc") from error
         if done.returncode:
             raise LlmcError(
-                f"the generated code for {level} does not compile:\n{done.stderr[-4000:]}",
+                f"the generated code for {chosen.name} does not compile:\n{done.stderr[-4000:]}",
                 "this is a bug in llmc: please report it with the model's config",
             )
         binary = (Path(folder) / "step.so").read_bytes()

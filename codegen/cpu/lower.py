@@ -484,7 +484,7 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         padded = -(-k // 64) * 64
         groups = -(-k // scheme.group) if scheme.group else 1
         self.limits["k"] = max(self.limits["k"], padded + groups)
-        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], padded * 4 + groups * 4 + 64)
+        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], padded * 6 + groups * 4 + 64)
 
     def lower_experts(self, node: Node) -> None:
         op = node.op

@@ -17,7 +17,7 @@ from .lower import Call, Lowered, Pointer, assign_slots, lower
 
 ABI = 1
 TEMPLATES = Path(__file__).parent / "templates"
-HEADERS = ("vec.h", "pool.h", "step.h", "sampling.h", "peaks.h")
+HEADERS = ("vec.h", "pool.h", "step.h", "sampling.h", "peaks.h", "amx.h")
 
 
 @dataclass(frozen=True)

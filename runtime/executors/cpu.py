@@ -269,7 +269,8 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         ) from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     for function, result, arguments in (
-        ("llmc_abi", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
+        ("llmc_abi", integer, []),
+        ("llmc_usable", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
         ("llmc_logits", pointer, [pointer]), ("llmc_sample", integer, [pointer, pointer, integer, integer, pointer, pointer, integer, pointer, pointer]),
         ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]),
         ("llmc_profile", None, [pointer, integer]), ("llmc_kernel_count", integer, []), ("llmc_kernel_name", ctypes.c_char_p, [integer]),
@@ -279,6 +280,8 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
     ):  # fmt: skip
         found = getattr(library, function)
         found.restype, found.argtypes = result, arguments
+    if not library.llmc_usable():
+        raise EnvironmentLacks(f"the kernel of this machine does not let the process use {level}", "run with --isa x86-64-v4")
     if library.llmc_abi() != ABI:
         raise ArtifactError(
             f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again"

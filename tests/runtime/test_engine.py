@@ -262,9 +262,10 @@ def assert_scored(r):
 
 def test_prompt_scores_are_whole_even_when_the_prefix_is_known():
     engine, _ = engine_with(max_rows=8)
-    engine.submit(request(range(70)))
+    prompt = [i % VOCABULARY for i in range(70)]
+    engine.submit(request(prompt))
     finish(engine)
-    r = request(range(70), prompt_logprobs=2)
+    r = request(prompt, prompt_logprobs=2)
     engine.submit(r)
     finish(engine)
     assert_scored(r)
@@ -273,9 +274,9 @@ def test_prompt_scores_are_whole_even_when_the_prefix_is_known():
 def test_prompt_scores_survive_a_preemption_in_the_prompt():
     """Positions that were not scored yet must be, even if another request has left their blocks findable."""
     engine, _ = engine_with(blocks=8, max_rows=8)
-    engine.submit(request([int(i) % VOCABULARY for i in range(100)], max_tokens=1))
+    engine.submit(request([i % VOCABULARY for i in range(100)], max_tokens=1))
     finish(engine)
-    r = request([int(i) % VOCABULARY for i in range(100)], prompt_logprobs=1)
+    r = request([i % VOCABULARY for i in range(100)], prompt_logprobs=1)
     engine.submit(r)
     engine.step()
     engine.scheduler.preempt(r.sequences[0])
