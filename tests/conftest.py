@@ -26,6 +26,7 @@ settings.load_profile("llmc")
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew from what the code gives now")
     parser.addoption("--seed", type=int, default=None, help="seed of the random inputs, as a failing test printed it")
+    parser.addoption("--sanitize", action="store_true", help="run more models under the sanitizers")
 
 
 def pytest_configure(config: Any) -> None:

@@ -18,12 +18,15 @@ LOGITS = {
 }
 
 PRODUCT = {
-    # K ≤ 2048 additions of float32 in 16 or more lanes: at most (K/16 + 4) · 2⁻²⁴ ≈ 8e-6 of the terms.
-    "": 1e-5,
-    # The reference rounds x as the kernel does, but a norm before it may tip a tie: one of K values off by 2⁻⁸, K ≥ 33.
-    "bf16": 2e-4,
-    # The sum of integers is exact; a tie tips one of K values by 1/127 of the largest (K ≥ 33), and the scale is float32.
-    "int8": 5e-4,
+    # K ≤ 1152 additions of float32 in 32 chains: (K/32 + 8) · 2⁻²⁴ of the terms; x is rounded in the reference exactly as in the kernel.
+    "": 4e-6,
+    # A norm computed in float32 may tip a tie of the rounding to bfloat16: one of K ≥ 33 values off by 2⁻⁸ of up to 3σ.
+    "norm/bf16": 1.5e-3,
+    # The same with codes of 1/127 of the largest: one of K ≥ 33 values off by one code.
+    "norm/int8": 3e-3,
+    # Two dependent products (in, then out of an expert): the inner result, off by the bound of one, passes the outer.
+    "experts": 1e-5,
+    "experts/bf16": 1.5e-3,
 }
 
 # Units in the last place against float64, the measured bound of each polynomial rounded up; absolute error where a zero is crossed.
