@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -355,6 +356,19 @@ def _tied(model: PreTrainedModel) -> dict[str, str]:
 # --- GGUF ------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _shared(reader: Any) -> Iterator[None]:
+    """Let transformers use a reader that exists: it opens the file anew for each question, and parsing it takes seconds."""
+    import gguf
+
+    original = gguf.GGUFReader
+    gguf.GGUFReader = lambda *args, **kwargs: reader
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original
+
+
 def _open_gguf(path: Path) -> Checkpoint:
     import torch
     from gguf import GGUFReader, dequantize
@@ -363,7 +377,8 @@ def _open_gguf(path: Path) -> Checkpoint:
 
     try:
         reader = GGUFReader(path)
-        parsed = load_gguf_checkpoint(str(path), return_tensors=False)
+        with _shared(reader):
+            parsed = load_gguf_checkpoint(str(path), return_tensors=False)
         config = AutoConfig.for_model(**parsed["config"])
         architecture = str(reader.fields["general.architecture"].contents())
     except (ValueError, KeyError, IndexError, OSError, OverflowError, TypeError) as error:
@@ -385,7 +400,8 @@ def _open_gguf(path: Path) -> Checkpoint:
         return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
 
     readers: dict[str, Callable[[], torch.Tensor]] = {str(t.name): partial(read, i) for i, t in enumerate(reader.tensors)}
-    tokenizer = _converted_tokenizer(str(path.parent), gguf_file=path.name)
+    with _shared(reader):
+        tokenizer = _converted_tokenizer(str(path.parent), gguf_file=path.name)
     return Checkpoint(str(path), config, "bf16", readers, (path,), tokenizer, architecture)
 
 

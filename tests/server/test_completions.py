@@ -218,12 +218,22 @@ def test_the_openai_client_streams(idle, model):
 
 
 def test_characters_of_several_tokens_are_never_cut(idle, model):
-    """Forced bytes of ü, one token each, then what is left of half a character at the end."""
+    """Random halves of ü, one token each: the pieces of the stream make up what the tokens mean together."""
     first, second = (model.tokenizer.inner.token_to_id(c) for c in "Ã¼")
-    whole = idle.complete(logit_bias={str(first): 100}, max_tokens=1)["choices"][0]
-    assert whole["text"] == "\ufffd"
-    chunks = idle.chunks("/v1/completions", {"prompt": [*model.tokenizer.encode(PROMPT), first], "max_tokens": 1, "temperature": 0, "logit_bias": {str(second): 100}, "echo": True})
-    assert "".join(c["choices"][0]["text"] for c in chunks) == PROMPT + "ü"
+    body = {"prompt": PROMPT, "max_tokens": 40, "temperature": 1, "seed": 4, "return_token_ids": True, "logit_bias": {str(first): 100, str(second): 100}}
+    pieces = [c["choices"][0] for c in idle.chunks("/v1/completions", body)]
+    ids = [t for p in pieces for t in p["token_ids"]]
+    assert {first, second} == set(ids)
+    assert "".join(p["text"] for p in pieces) == model.tokenizer.decode(ids)
+    assert "ü" in [p["text"] for p in pieces]
+
+
+@pytest.mark.parametrize("tokens", [511, 512, 513, 600, 1100])
+def test_prompts_longer_than_a_step(idle, model, tokens):
+    """A step computes 512 tokens: all but the last step of a longer prompt has no row of logits. Each length begins otherwise, so that no prefix is found."""
+    ids = [6 + tokens % 97, *([7 + i % 300 for i in range(tokens - 1)])]
+    made = idle.complete(ids, max_tokens=2, logprobs=0)["choices"][0]
+    assert made["token_ids"][0] == model.logits([ids])[0][-1].argmax()
 
 
 def test_the_longest_prompt_and_answer(idle):
