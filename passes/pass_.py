@@ -45,7 +45,7 @@ def catalog() -> dict[str, type[Pass]]:
 def parse_passes(text: str) -> list[Pass]:
     """Parse `simplify,quantize{scheme=int4}`; raises UsageError that names the nearest pass or option."""
     passes = []
-    for item in re.findall(r"[^,{]+(?:\{[^}]*\})?", text):
+    for item in re.split(r",(?![^{]*\})", text) if text.strip() else []:
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*", item)
         if match is None:
             raise UsageError(f"not a pass: {item!r}", "write them as 'simplify,quantize{scheme=int4}'")

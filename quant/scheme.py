@@ -53,10 +53,15 @@ def parse_scheme(text: str) -> Scheme:
     if slash and activations not in ACTIVATIONS:
         raise UsageError(f"unknown activations {activations!r} in {text!r}", nearest(activations, ACTIVATIONS))
     group, asymmetric = 0, False
+    granularities = [word for word in rest if word != "asym"]
+    if len(granularities) > 1 or rest.count("asym") > 1:
+        raise UsageError(f"{text!r} says its granularity twice", "write one of :gN, :channel, and :asym once")
     for word in rest:
         match = re.fullmatch(r"g(\d+)", word)
         if match:
             group = int(match[1])
+            if group == 0:
+                raise UnsupportedError(f"{text!r}: groups of 0 are not supported", "use g32, g64, g128 or channel")
         elif word == "asym":
             asymmetric = True
         elif word not in ("channel", "tensor", "block128"):

@@ -93,10 +93,17 @@ class Model:
         """Sampling settings with this model's end tokens; temperature 0 is greedy."""
         if max_tokens < 1:
             raise RequestError(f"max_tokens is {max_tokens}: at least one token is generated", param="max_tokens")
-        if temperature < 0:
-            raise RequestError(f"temperature is {temperature}: it cannot be negative", param="temperature")
-        if not 0 < top_p <= 1:
-            raise RequestError(f"top_p is {top_p}: it lies between 0 and 1", param="top_p")
+        for name, value, valid, rule in (
+            ("temperature", temperature, 0 <= temperature < float("inf"), "it is a number from 0 on"),
+            ("top_p", top_p, 0 < top_p <= 1, "it lies between 0 and 1"),
+            ("top_k", top_k, top_k >= 0, "it is 0 (off) or more"),
+            ("min_p", min_p, 0 <= min_p <= 1, "it lies between 0 and 1"),
+            ("repetition_penalty", repetition_penalty, 0 < repetition_penalty < float("inf"), "it is more than 0"),
+            ("presence_penalty", presence_penalty, abs(presence_penalty) < float("inf"), "it is a number"),
+            ("frequency_penalty", frequency_penalty, abs(frequency_penalty) < float("inf"), "it is a number"),
+        ):
+            if not valid:
+                raise RequestError(f"{name} is {value}: {rule}", param=name)
         chosen = secrets.randbits(63) if seed is None else seed
         return SamplingParams(
             temperature,

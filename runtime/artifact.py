@@ -60,15 +60,18 @@ class Artifact:
     def _manifest(self, raw: bytes) -> dict[str, Any]:
         try:
             manifest = json.loads(raw)
-            schema, listed = manifest["schema"], manifest["members"]
-        except (ValueError, KeyError, TypeError) as error:
+            schema = manifest["schema"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{self.path.name}: the manifest is not valid: {error}") from error
         if schema != SCHEMA:
             raise ArtifactError(
                 f"{self.path.name} has schema {schema}, this llmc reads {SCHEMA}",
                 "compile it again, or use the llmc that made it",
             )
-        if {m["name"] for m in listed} != set(self.members) - {MANIFEST}:
+        problem = _misshapen(manifest)
+        if problem:
+            raise ArtifactError(f"{self.path.name}: the manifest is not valid: {problem}")
+        if sorted(m["name"] for m in manifest["members"]) != sorted(set(self.members) - {MANIFEST}):
             raise ArtifactError(f"{self.path.name}: the manifest does not list the members that are there")
         return dict(manifest)
 
@@ -133,14 +136,16 @@ class Artifact:
             raise bad("the header is longer than the member")
         try:
             header = json.loads(self._map[member.offset + 8 : member.offset + 8 + length])
-            found = {n: (int(e["data_offsets"][0]), int(e["data_offsets"][1])) for n, e in header.items() if n != "__metadata__"}
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            entries = {n: e for n, e in header.items() if n != "__metadata__"}
+            found = {n: (int(e["data_offsets"][0]), int(e["data_offsets"][1])) for n, e in entries.items()}
+            kinds = {n: (e["dtype"], e["shape"]) for n, e in entries.items()}
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise bad(f"the header is not JSON of tensors: {error}") from error
         start, room = member.offset + 8 + length, member.size - 8 - length
         out = {}
         for name, size in self.manifest["weights"]:
             a, b = found.get(name, (0, -1))
-            if b - a != size or a < 0 or b > room or (start + a) % ALIGN:
+            if kinds.get(name) != ("U8", [size]) or b - a != size or a < 0 or b > room or (start + a) % ALIGN:
                 raise bad(f"tensor {name} is not where the manifest has it")
             out[name] = (start + a, size)
         return out
@@ -160,6 +165,35 @@ class Artifact:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _misshapen(manifest: Any) -> str:
+    """What is wrong with a manifest's shape; empty when everything that readers rely on is there."""
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    kinds = {"members": list, "weights": list, "targets": list, "model": dict, "memory_plan": dict, "source": dict, "toolchain": dict}
+    kinds |= {"conformance": dict, "canary": dict, "quant": dict, "recipe": dict, "fallbacks": list, "notes": list, "llmc": str}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.get(key), kind):
+            return f"{key} is missing or of the wrong type"
+    for entry in manifest["members"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not whole(entry.get("bytes")):
+            return "a member has no name or no size"
+        if not isinstance(entry.get("sha256"), str):
+            return f"{entry['name']} has no hash"
+    for item in manifest["weights"]:
+        if not isinstance(item, list) or len(item) != 2 or not isinstance(item[0], str) or not whole(item[1]):
+            return "the list of weights is damaged"
+    for target in manifest["targets"]:
+        if not isinstance(target, dict) or not all(isinstance(target.get(k), str) for k in ("name", "isa", "member")):
+            return "a target has no name, level or member"
+    if not whole(manifest["model"].get("context")) or not whole(manifest["model"].get("vocab")):
+        return "the model has no context or vocabulary"
+    if not all(whole(manifest["memory_plan"].get(k)) for k in ("weight_bytes", "cache_bytes_per_block", "buffer_bytes")):
+        return "the memory plan is incomplete"
+    return ""
 
 
 def open_artifact(path: str | Path) -> Artifact:

@@ -122,12 +122,9 @@ class Engine:
 
     def cancel(self, request: Request, reason: str = "cancelled") -> None:
         """End a request; its blocks are free at once. Finished choices are left alone."""
-        pending = next((s.copies for s in request.sequences if s.copies > 1), 1)
-        for sequence in request.sequences:
+        for sequence in list(request.sequences):
             if sequence.state is not State.FINISHED:
                 self._finish(sequence, reason)
-        for index in range(1, pending):
-            request.on_event(FinishEvent(index, reason))
 
     @property
     def idle(self) -> bool:
@@ -189,6 +186,8 @@ class Engine:
                 forks[-1][1].append(draw)
         for sequence, mine in forks:
             self._emit_scores(sequence)
+            if sequence.number not in self._choices:
+                continue  # cancelled by a listener in this very step
             children = self._fork(sequence, mine[1:]) if len(mine) > 1 else []
             for child, draw in [(sequence, mine[0]), *children]:
                 self._accept(child, draw)
@@ -218,7 +217,7 @@ class Engine:
 
     def _fork(self, parent: Sequence, draws: list[Draw]) -> list[tuple[Sequence, Draw]]:
         """Copies of a sequence whose prompt has been computed: full blocks are shared, the last one is copied."""
-        made = []
+        made, parent.copies = [], 1
         for i, draw in enumerate(draws, 1):
             child = Sequence(parent.prompt, replace(parent.params), parent.priority, parent.deadline_s, index=i)
             choice = self._choices[parent.number]
@@ -227,7 +226,6 @@ class Engine:
             self._started[child.number] = self._started[parent.number]
             self._share(parent, child)
             made.append((child, draw))
-        parent.copies = 1
         return made
 
     def _share(self, parent: Sequence, child: Sequence) -> None:
@@ -287,7 +285,10 @@ class Engine:
         rest = choice.detokenizer.finish() if choice.detokenizer is not None else None
         if choice.detokenizer is not None and choice.detokenizer.stopped and reason == "length":
             reason = "stop"
+        copies, sequence.copies = sequence.copies, 1
         choice.request.on_event(FinishEvent(sequence.index, reason, rest, message))
+        for index in range(1, copies):
+            choice.request.on_event(FinishEvent(index, reason, None, message))
 
     def _score_prompt(self, part: Slice, at: int) -> None:
         """Log-probabilities of the prompt's tokens that these rows predict."""
@@ -309,6 +310,7 @@ class Engine:
     def _emit_scores(self, sequence: Sequence) -> None:
         scores = self._scores.pop(sequence.number, None)
         if scores is not None:
+            sequence.prompt_logprobs = None  # told: a preemption must not score the prompt again
             self._choices[sequence.number].request.on_event(PromptEvent(scores))
 
     # --- teacher forcing ----------------------------------------------------------------------------------------------

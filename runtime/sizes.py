@@ -26,16 +26,17 @@ _UNITS = {
 def parse_size(text: str | int) -> int:
     """Bytes; raises UsageError for what is not a size."""
     if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
+        text = str(text)
+    match = re.fullmatch(r"\s*(\d+)(\.\d+)?\s*([A-Za-z]*)\s*", text, re.ASCII)
+    if match is None or match[3].upper() not in _UNITS:
         raise UsageError(f"{text!r} is not a size", "write it as 80MB or 1GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    unit = _UNITS[match[3].upper()]
+    return int(match[1]) * unit + int(float(match[2] or 0) * unit)
 
 
 def show_size(count: int) -> str:
     """Bytes for a person: 97.4 MB."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
+        if round(count / size, 1) >= 1 and (count >= size or size > 1000):
             return f"{count / size:.1f} {unit}"
     return f"{count} B"

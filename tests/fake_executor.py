@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-
 from llmc.runtime.blocks import BLOCK
 from llmc.runtime.sampling import Draw
 

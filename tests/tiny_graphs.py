@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from llmc.codegen.cpu.build import build
 from llmc.codegen.cpu.render import render
 from llmc.codegen.cpu.weights import WeightPacker, unique_names

@@ -46,7 +46,10 @@ def _typed(text: str, where: str) -> Value:
     name, sep, kind = text.partition(": ")
     if not sep:
         raise VerifyError(f"{where}: expected `name: type`, found {text!r}")
-    return Value(name.strip(), TensorType.parse(kind))
+    try:
+        return Value(name.strip(), TensorType.parse(kind))
+    except VerifyError as error:
+        raise VerifyError(f"{where}: {error.message}") from error
 
 
 def _split_typed(text: str, where: str) -> tuple[Value, ...]:
@@ -136,6 +139,9 @@ def _attributes(text: str, where: str) -> dict[str, object]:
     try:
         call = ast.parse(f"f({text})", mode="eval").body
         assert isinstance(call, ast.Call)
+        names = [str(k.arg) for k in call.keywords]
+        if len(set(names)) != len(names):
+            raise ValueError("an attribute is given twice")
         return {str(k.arg): _value(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError) as error:
         raise VerifyError(f"{where}: bad attributes {{{text[:80]}}}") from error

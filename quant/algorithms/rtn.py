@@ -77,7 +77,7 @@ def _stored(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """The scale as it will be read: float16 for groups, float32 for channels."""
     if not scheme.group:
         return scale
-    half = scale.to(torch.float16).float()
+    half = scale.clamp(-65504, 65504).to(torch.float16).float()  # float16 ends there
     return torch.where((half == 0) & (scale != 0), torch.sign(scale) * 2.0**-24, half)
 
 

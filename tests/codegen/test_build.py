@@ -7,8 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_graphs import TOKENS, Builder
-
 from llmc.codegen.cpu import build as build_module
 from llmc.codegen.cpu.build import build, toolchain
 from llmc.codegen.cpu.lower import assign_slots, lower
@@ -18,6 +16,7 @@ from llmc.compiler.ir.ops.pointwise import Pointwise
 from llmc.compiler.ir.ops.reduce import Reduce
 from llmc.errors import EnvironmentLacks, LlmcError, UnsupportedError
 from llmc.pipeline import CompileOptions, run_passes
+from tiny_graphs import TOKENS, Builder
 
 
 def small():

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_graphs import TOKENS, Builder, Program
-from tolerances import PRODUCT
-
 from llmc.compiler.ir.ops.experts import Experts
 from llmc.compiler.ir.ops.fused_attention import FusedAttention
 from llmc.compiler.ir.ops.linear import Linear
@@ -18,6 +15,8 @@ from llmc.compiler.ir.ops.view import View
 from llmc.compiler.ir.reference import Context
 from llmc.quant.algorithms.rtn import quantize
 from llmc.quant.scheme import parse_scheme
+from tiny_graphs import TOKENS, Builder, Program
+from tolerances import PRODUCT
 
 ROWS = (1, 2, 3, 5, 17, 70)
 SIZES = [(33, 7), (33, 48), (64, 130), (100, 48), (100, 7), (576, 130), (1152, 48)]

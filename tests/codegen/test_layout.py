@@ -7,7 +7,6 @@ import math
 import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
 from llmc.codegen.cpu.layout import Buffer, Layout, storage
 from llmc.compiler.ir.types import Sym
 
@@ -42,7 +41,7 @@ def walks(draw):
             layout = layout.slice(axis, start, stop, step)
             array = array[tuple(slice(start, stop, step) if i == axis else slice(None) for i in range(array.ndim))]
         else:
-            wider = tuple([2] * draw(st.integers(0, 1)) + [draw(st.integers(1, 3)) if n == 1 else n for n in array.shape])
+            wider = (*[2] * draw(st.integers(0, 1)), *[draw(st.integers(1, 3)) if n == 1 else n for n in array.shape])
             layout, array = layout.expand(wider), np.broadcast_to(array, wider)
     return layout, array
 
@@ -61,7 +60,7 @@ def test_a_view_is_numpys_reshape_and_none_only_where_numpy_would_copy(walk, dat
         d = data.draw(st.sampled_from([d for d in range(1, rest + 1) if rest % d == 0]))
         factors.append(d)
         rest //= d
-    shape = tuple([*factors, rest])
+    shape = (*factors, rest)
     made = layout.view(shape)
     if made is not None:
         assert np.array_equal(elements(made), array.reshape(shape))

@@ -9,11 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tolerances import ULP
-
 from llmc.codegen.cpu.build import FLAGS, LEVELS
 from llmc.codegen.cpu.render import TEMPLATES
 from llmc.runtime.cpu_info import available_levels
+from tolerances import ULP
 
 HERE = tuple(name for name in available_levels() if name in LEVELS)
 VECTOR = ("exp", "log", "sqrt", "sigmoid", "tanh", "erf", "log1p", "expm1", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "softplus", "rint", "round_bf16", "abs")

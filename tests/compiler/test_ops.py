@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from llmc.compiler.ir.op import catalog, make_op
 from llmc.compiler.ir.ops.pointwise import ACTIVATIONS, BINARY, UNARY
 from llmc.compiler.ir.reference import IR_DTYPE, Context
@@ -38,7 +39,7 @@ def same(a, b, tolerance=1e-12):
 
 
 def test_every_op_has_a_test_here():
-    source = open(__file__).read()
+    source = Path(__file__).read_text()
     missing = [n for n in catalog() if f'run("{n}"' not in source]
     assert not missing, missing
 

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import MODELS
-
 from llmc.compiler.ir.graph import Graph, Node, Value
 from llmc.compiler.ir.op import catalog, make_op
 from llmc.compiler.ir.ops.fused_attention import FusedAttention
@@ -19,6 +17,7 @@ from llmc.compiler.ir.types import Sym, TensorType
 from llmc.compiler.ir.verify import verify
 from llmc.errors import VerifyError
 from llmc.passes.order import cpu_passes
+from models import MODELS
 
 TEXT = """llmc.ir 1
 input %x: f32[1,T,64]

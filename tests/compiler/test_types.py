@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from llmc.compiler.ir.types import DTYPES, Sym, TensorType, broadcast, parse_dim, product
 from llmc.errors import VerifyError
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import MODELS
-
 from llmc.compiler.ir.reference import Context, run
 from llmc.compiler.ir.text import parse_graph, print_graph
 from llmc.compiler.ir.verify import verify
 from llmc.errors import UsageError
 from llmc.passes.order import cpu_passes
 from llmc.passes.pass_ import catalog, parse_passes
+from models import MODELS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

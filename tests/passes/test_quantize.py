@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from llmc.compiler.ir.ops.linear import Linear
 from llmc.errors import UnsupportedError, UsageError
 from llmc.passes.order import cpu_passes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from llmc.compiler.ir.graph import Graph, Value
 from llmc.compiler.ir.ops.full import Full
 from llmc.compiler.ir.ops.pointwise import Pointwise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from llmc.compiler.ir.graph import Graph, Value
 from llmc.compiler.ir.ops.attention import Attention
 from llmc.compiler.ir.ops.cast import Cast

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
 from llmc.quant.algorithms.rtn import quantize
 from llmc.quant.scheme import parse_scheme
 

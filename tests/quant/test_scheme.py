@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from llmc.errors import UnsupportedError, UsageError
 from llmc.quant.scheme import Scheme, parse_scheme
 

@@ -14,6 +14,11 @@ from llmc.runtime.archive import PAGE, _directory, _local, read_archive, write_a
 from llmc.runtime.artifact import ALIGN, MANIFEST, SCHEMA, WEIGHTS, WeightsFile, open_artifact, write_artifact
 
 TENSORS = {"a": bytes(range(256)) * 2, "b": b"\x07" * 100}
+BASE = {
+    "schema": SCHEMA, "llmc": "0", "weights": [], "targets": [], "model": {"context": 1, "vocab": 1}, "source": {}, "toolchain": {}, "conformance": {}, "canary": {},
+    "quant": {}, "recipe": {}, "fallbacks": [], "notes": [], "memory_plan": {"weight_bytes": 0, "cache_bytes_per_block": 0, "buffer_bytes": 0},
+}  # fmt: skip
+"""The least that a manifest must hold."""
 FILES = {"model.ir": b"llmc.ir 1\n", "tokenizer/tokenizer.json": b"{}", "empty": b""}
 
 
@@ -23,7 +28,7 @@ def path(tmp_path):
     weights = WeightsFile(tmp_path)
     for name, data in TENSORS.items():
         weights.add(name, data)
-    write_artifact(tmp_path / "small.llmc", {"schema": SCHEMA, "weights": [list(t) for t in weights.listed]}, FILES, weights)
+    write_artifact(tmp_path / "small.llmc", {**BASE, "weights": [list(t) for t in weights.listed]}, FILES, weights)
     weights.close()
     return tmp_path / "small.llmc"
 
@@ -54,7 +59,7 @@ def made_by_hand(path, members, comment=None):
 def with_manifest(path, change, files=FILES, weights=None):
     """A self-consistent artifact whose manifest is `change(valid manifest)`, or the bytes that it returns."""
     members = sorted(files.items()) + ([(WEIGHTS, weights)] if weights is not None else [])
-    manifest = {"schema": SCHEMA, "weights": [], "members": [{"name": n, "bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in members]}
+    manifest = {**BASE, "members": [{"name": n, "bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in members]}
     changed = change(manifest)
     raw = changed if isinstance(changed, bytes) else json.dumps(changed).encode()
     return made_by_hand(path, [(MANIFEST, raw), *members])
@@ -131,7 +136,7 @@ def test_member_names_that_climb_or_hide_are_refused(tmp_path, name):
 
 
 def test_a_member_twice_is_refused(tmp_path):
-    raw = json.dumps({"schema": SCHEMA, "weights": [], "members": [{"name": "a", "bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}]}).encode()
+    raw = json.dumps({**BASE, "members": [{"name": "a", "bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}]}).encode()
     path = made_by_hand(tmp_path / "x.llmc", [(MANIFEST, raw), ("a", b"x"), ("a", b"y")])
     with pytest.raises(ArtifactError):
         read_everything(path)
@@ -320,10 +325,10 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
     with pytest.raises(TypeError):
-        write_artifact(target, {"schema": SCHEMA, "weights": []}, {"a": "text is not bytes"}, None)  # type: ignore[dict-item]
+        write_artifact(target, dict(BASE), {"a": "text is not bytes"}, None)  # type: ignore[dict-item]
     assert [p.name for p in tmp_path.iterdir()] == ["old.llmc"] and target.read_bytes() == b"old"
     with pytest.raises(UsageError):
-        write_artifact(tmp_path / "no" / "folder.llmc", {"schema": SCHEMA, "weights": []}, {}, None)
+        write_artifact(tmp_path / "no" / "folder.llmc", dict(BASE), {}, None)
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):
@@ -331,7 +336,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         weights = WeightsFile(tmp_path)
         weights.add("t", b"123")
-        write_artifact(tmp_path / name, {"schema": SCHEMA, "weights": weights.listed}, dict(reversed(FILES.items())) if name == "b" else FILES, weights)
+        write_artifact(tmp_path / name, {**BASE, "weights": weights.listed}, dict(reversed(FILES.items())) if name == "b" else FILES, weights)
         weights.close()
         out.append((tmp_path / name).read_bytes())
     assert out[0] == out[1]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from llmc.runtime.blocks import BLOCK, ROOT, BlockPool, chain_hash
 
 

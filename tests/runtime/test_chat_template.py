@@ -6,7 +6,6 @@ import threading
 import time
 
 import pytest
-
 from llmc.errors import RequestError
 from llmc.runtime import chat_template
 from llmc.runtime.chat_template import render_chat

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
 from llmc.runtime.detokenizer import Detokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
 def byte_level():

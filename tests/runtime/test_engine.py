@@ -8,7 +8,6 @@ from fake_executor import VOCABULARY, FakeExecutor, choose, logits_of, next_hash
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from llmc.errors import RequestError
 from llmc.runtime.blocks import BLOCK, BlockPool
 from llmc.runtime.engine import Engine, FinishEvent, PromptEvent, Request, TokenEvent

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import llmc
 import numpy as np
 import pytest
-
-import llmc
 from llmc.errors import RequestError
 from llmc.runtime.engine import FinishEvent, PromptEvent, Request, TokenEvent
 from llmc.runtime.executors.cpu import Batch

@@ -117,10 +117,22 @@ def serve() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Running]:
-    """The server that most tests share; its stderr must hold no traceback at the end."""
-    with serving(tiny.artifact(), "--max-batch", "32") as running:
-        yield running
+def shared() -> Iterator[Callable[[], Running]]:
+    """The server that most tests share. One that died is replaced: the test that killed it is the one that fails."""
+    stack, current = contextlib.ExitStack(), list[Running]()
+
+    def get() -> Running:
+        if not current or current[-1].process.poll() is not None:
+            current.append(stack.enter_context(serving(tiny.artifact(), "--max-batch", "32")))
+        return current[-1]
+
+    with stack:
+        yield get
+
+
+@pytest.fixture
+def server(shared: Callable[[], Running]) -> Running:
+    return shared()
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ static int draw(const sampling *q, const float *x, int n, candidate *c) {
     float most = c[0].value;
     for (int i = 1; i < m; i++) most = c[i].value > most ? c[i].value : most;
     double total = 0.0;
-    const float inverse = 1.0f / q->temperature;
+    const float inverse = q->temperature > 1e-30f ? 1.0f / q->temperature : 1e30f;
     int i = 0;
     for (; i + 16 <= m; i += 16) {
         float t[16];

@@ -94,8 +94,8 @@ static void prepare_int8(const norm *q, const float *x, int k, int kpad, float *
     for (int i = 0; i < full; i += 16) a = max16(abs16(load16(x + i)), a);
     float most = hmax16(a);
     for (int i = full; i < k; i++) { float m = __builtin_fabsf(x[i]); most = m > most ? m : most; }
-    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    *scale = most / 127.0f;
+    const float inverse = most > 1e-35f ? 127.0f / most : 0.0f; /* below, the quotient would overflow */
+    *scale = inverse > 0.0f ? most / 127.0f : 0.0f;
     v16 inv = splat(inverse);
     for (int i = 0; i < full; i += 16) {
         b16v c = __builtin_convertvector(to_int16(rint16(load16(x + i) * inv)), b16v);

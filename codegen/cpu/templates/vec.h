@@ -81,7 +81,7 @@ INLINE float hmax16(v16 v) {
 /* --- functions: polynomials of our own, so that no library's version changes a bit ------------------------------- */
 
 INLINE v16 exp16(v16 x) {
-    x = min16(max16(x, splat(-104.0f)), splat(88.72283f));
+    x = min16(splat(88.72283f), max16(splat(-104.0f), x)); /* in this order NaN stays NaN */
     v16 n = rint16(x * splat(1.44269504088896341f));
     v16 r = fma16(n, splat(-0.693359375f), x);
     r = fma16(n, splat(2.12194440e-4f), r);
@@ -170,9 +170,9 @@ INLINE v16 gelu_tanh16(v16 x) {
     return splat(0.5f) * x * (splat(1.0f) + tanh16(u));
 }
 INLINE v16 quick_gelu16(v16 x) { return x * sigmoid16(splat(1.702f) * x); }
-INLINE v16 relu16(v16 x) { return max16(x, splat(0.0f)); }
+INLINE v16 relu16(v16 x) { return max16(splat(0.0f), x); }
 INLINE v16 relu216(v16 x) { v16 r = relu16(x); return r * r; }
-INLINE v16 softplus16(v16 x) { return select16((i16v)(x > splat(20.0f)), x, max16(x, splat(0.0f)) + log1p16(exp16(-abs16(x)))); }
+INLINE v16 softplus16(v16 x) { return select16((i16v)(x > splat(20.0f)), x, max16(splat(0.0f), x) + log1p16(exp16(-abs16(x)))); }
 
 /* sine and cosine of a float32 angle: reduced in double (positions reach millions of radians), polynomials of double. */
 INLINE void sincos1(float angle, float *s, float *c) {

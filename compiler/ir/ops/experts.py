@@ -41,6 +41,9 @@ class Experts(Op):
             f"{w_in}, {w_out} for {x}",
         )
         require(self.gate in ("", "halves", "interleaved"), f"unknown gate {self.gate!r}")
+        require(self.act in UNARY, f"unknown activation {self.act!r}")
+        rows, width = w_in.shape[1], w_out.shape[2]
+        require(rows == (2 * width if self.gate else width), f"{w_in} does not feed {w_out}")  # type: ignore[operator]
         return (x,)
 
     def reference(self, ctx: Context, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -52,6 +52,11 @@ class FusedAttention(Op):
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         at = self.operands
         require(len(inputs) == len(at), f"fused_attention takes {', '.join(at)}: {len(at)} inputs, got {len(inputs)}")
+        if self.rope:
+            Rope(self.interleaved, self.offset).infer(inputs[0], inputs[at["table"]])
+            Rope(self.interleaved, self.offset).infer(inputs[1], inputs[at["table"]])
+        for name, operand in (("q_norm", inputs[0]), ("k_norm", inputs[1])):
+            require(name not in at or inputs[at[name]].shape == operand.shape[-1:], f"{name} for {operand}")
         return self.plain.infer(*inputs[:3], *[inputs[at[n]] for n in ("sinks", "slopes") if n in at])
 
     def reference(self, ctx: Context, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
