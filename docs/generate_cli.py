@@ -9,7 +9,6 @@ import textwrap
 from pathlib import Path
 
 import click
-
 from llmc import errors
 from llmc.cli.main import COMMANDS
 from llmc.quant.scheme import ALIASES
@@ -27,8 +26,10 @@ A scheme is `KIND[:GRANULARITY][:asym][/ACTIVATIONS]`.
 
 - KIND: `int4`, `int8`, `bf16`, `f16` or `f32`. Other kinds are recognised and refused (exit 3).
 - GRANULARITY, for integers: `g32`, `g64` or `g128` values of K share a scale, or one scale a `channel` (an output).
-- `asym` adds a zero point to each scale. 8-bit weights take it only with `/bf16` activations and groups are then not supported yet.
-- ACTIVATIONS: what the other operand of the product is rounded to: `bf16` (rounded), `int8` (per token, dynamic), `f32` or `f16` (not rounded).
+- `asym` adds a zero point to each scale, for `int4`; 8-bit weights do not take it yet.
+- ACTIVATIONS: what the other operand of the product is rounded to: `bf16` (rounded), `int8` (per token, dynamic; integer weights only), `f32` or `f16` (not rounded).
+
+Under an integer scheme embedding tables and the head get `int8:channel`, and the routers of experts stay as they are, unless `--scheme GLOB=SCHEME` names them. Globs match module names such as `model.layers.0.mlp.down_proj`; the last match wins, and one that matches nothing is an error. Tied weights share one scheme. Embedding tables take `int8:channel` or a floating-point scheme. `--activations`, `--group-size` and `--asymmetric` change the scheme that `--quant` names, not those of `--scheme`.
 """
 
 
@@ -109,7 +110,9 @@ def schemes() -> str:
 def render() -> str:
     parts = ["# Command line\n", wrapped(INTRO) + "\n", "| Command | Does |\n|---|---|"]
     for name in COMMANDS:
-        summary = " ".join(inspect.cleandoc(importlib.import_module(f"llmc.cli.{name}").command.help or "").split("\n\n")[0].split())
+        summary = " ".join(
+            inspect.cleandoc(importlib.import_module(f"llmc.cli.{name}").command.help or "").split("\n\n")[0].split()
+        )
         parts.append(f"| [`llmc {name}`](#llmc-{name}) | {summary} |")
     parts.append("\nSee also [schemes](#schemes) and [exit statuses](#exit-statuses).\n")
     parts += [command_section(name) for name in COMMANDS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,12 @@ from .detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from .artifact import Artifact
+
+# How byte-level tokenizers write a byte: printable ones as themselves, the others from U+0100 on (GPT-2's encoder.py).
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = tuple(b for b in range(256) if b not in _PRINTABLE)
+BYTES = {chr(b): bytes([b]) for b in _PRINTABLE} | {chr(256 + i): bytes([b]) for i, b in enumerate(_OTHERS)}
+BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class ArtifactTokenizer:
@@ -59,9 +66,43 @@ class ArtifactTokenizer:
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         return str(self.inner.decode(ids, skip_special_tokens=skip_special))
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to the text, in UTF-8: perhaps a part of a character; empty for an unknown id."""
+        if not self.available:
+            return b""
+        text = self.inner.id_to_token(token)
+        if text is None:
+            return b""
+        if token in self._added:
+            return str(text).encode()
+        if "ByteLevel" in self._decoders:
+            return b"".join(BYTES.get(c, c.encode()) for c in text)
+        if self._decoders & {"ByteFallback", "Metaspace", "Replace"}:
+            byte = BYTE_TOKEN.fullmatch(text)
+            return bytes([int(byte[1], 16)]) if byte else text.replace("\u2581", " ").encode()
+        return str(self.inner.decode([token], skip_special_tokens=False)).encode()
+
     def token_text(self, token: int) -> str:
-        """One token as text, for reports of log-probabilities."""
-        return str(self.inner.decode([token], skip_special_tokens=False))
+        r"""One token as text, for reports of log-probabilities; a part of a character as bytes:\xHH…, as OpenAI writes it."""
+        raw = self.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{b:02x}" for b in raw)
+
+    def characters(self, token: int) -> int:
+        """How many characters begin in this token."""
+        return sum((b & 0xC0) != 0x80 for b in self.token_bytes(token))
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.inner.get_added_tokens_decoder())
+
+    @cached_property
+    def _decoders(self) -> frozenset[str]:
+        """The types of the tokenizer's decoder and of its parts."""
+        decoder = self._json("tokenizer.json").get("decoder") or {}
+        return frozenset(str(d.get("type")) for d in (decoder, *decoder.get("decoders", ())))
 
     def detokenizer(self, stop: tuple[str, ...] = ()) -> Detokenizer | None:
         return Detokenizer(self.inner, stop) if self.available else None

@@ -40,6 +40,7 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     prompt_scores: list[Draw] = field(default_factory=list)
+    offset: int | None = None
     reason: str | None = None
     failure: str = ""
 
@@ -192,7 +193,7 @@ class Server:
                 if wanted is not None and wanted != self.name:
                     raise self._wrong_model(wanted)
                 call = parse(body, self.model.tokenizer, self.model.executor.vocabulary, self.model.config.context)
-                self._check_length(call)
+                self._check_prompts(call)
                 run = _Run(self, call)
             except RequestError as error:
                 return error_response(error)
@@ -202,15 +203,20 @@ class Server:
 
         return handle
 
-    def _check_length(self, call: Call) -> None:
+    def _check_prompts(self, call: Call) -> None:
         limit = self.model.config.context
+        param = "messages" if call.chat else "prompt"
         for prompt in call.prompts:
             if prompt.size == 0:
-                raise RequestError("the prompt is empty", param="messages" if call.chat else "prompt")
+                raise RequestError("the prompt is empty", param=param)
+            if int(prompt.max()) >= self.model.executor.vocabulary:
+                raise RequestError(
+                    f"the prompt has token {prompt.max()}, and the model knows {self.model.executor.vocabulary} tokens", param=param
+                )
             if prompt.size + (call.params.max_tokens > 0) > limit:
                 raise RequestError(
                     f"the prompt has {prompt.size} tokens; this model serves {limit} positions, the answer included",
-                    param="messages" if call.chat else "prompt",
+                    param=param,
                     code="context_length_exceeded",
                 )
 
@@ -382,12 +388,11 @@ class _Run:
                             **self._no_usage(),
                         }
                     )
-            elif call.echo:
-                for answer in self._answers.values():
-                    yield _line({**envelope, "choices": [self._echo_chunk(answer)], **self._no_usage()})
-            yield self._chunk(envelope, *first)
+            for line in self._chunks(envelope, *first):
+                yield line
             async for answer, event in events:
-                yield self._chunk(envelope, answer, event)
+                for line in self._chunks(envelope, answer, event):
+                    yield line
             if call.include_usage:
                 yield _line({**envelope, "choices": [], "usage": self._usage()})
             yield b"data: [DONE]\n\n"
@@ -397,12 +402,22 @@ class _Run:
     def _no_usage(self) -> dict[str, Any]:
         return {"usage": None} if self._call.include_usage else {}
 
+    def _chunks(self, envelope: dict[str, Any], answer: _Answer, event: Event) -> list[bytes]:
+        """The lines of one event; an answer's first comes after its echoed prompt, whose scores are there by then."""
+        lines = []
+        if answer.offset is None:
+            answer.offset = 0
+            if self._call.echo:
+                lines.append(_line({**envelope, "choices": [self._echo_chunk(answer)], **self._no_usage()}))
+        return [*lines, self._chunk(envelope, answer, event)]
+
     def _echo_chunk(self, answer: _Answer) -> dict[str, Any]:
         prompt = self._call.prompts[answer.index // self._call.n].tolist()
         tokenizer = self._server.model.tokenizer
         logprobs = None
         if self._call.params.logprobs is not None:
             logprobs = completion_logprobs([None, *answer.prompt_scores], tokenizer, prompt[0], 0)
+        answer.offset = sum(map(tokenizer.characters, prompt))
         return {
             "index": answer.index,
             "text": tokenizer.decode(prompt) if tokenizer.available else None,
@@ -424,7 +439,8 @@ class _Run:
             choice["logprobs"] = chat_logprobs(draws, tokenizer) if draws else None
         else:
             choice["text"] = (event.text or "") if tokenizer.available else None
-            choice["logprobs"] = completion_logprobs(list(draws), tokenizer, None, 0) if draws else None
+            choice["logprobs"] = completion_logprobs(list(draws), tokenizer, None, answer.offset or 0) if draws else None
+            answer.offset = (answer.offset or 0) + sum(tokenizer.characters(d.token) for d in draws)
         choice["finish_reason"] = reason
         if call.return_token_ids:
             choice["token_ids"] = [event.token] if isinstance(event, TokenEvent) else []
@@ -474,6 +490,8 @@ async def _body(http: HttpRequest) -> dict[str, Any]:
             raise RequestError(f"the body is larger than {BODY_LIMIT} bytes", status=413, code="body_too_large")
     try:
         value = json.loads(bytes(raw))
+        if b"\\u" in raw:
+            json.dumps(value, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -274,7 +275,8 @@ def _bias(raw: Any, vocabulary: int) -> tuple[tuple[int, float], ...]:
     out = []
     for key, value in raw.items():
         valid = (
-            str(key).isdigit()
+            str(key).isdecimal()
+            and len(str(key)) <= 10
             and int(key) < vocabulary
             and isinstance(value, int | float)
             and not isinstance(value, bool)
@@ -295,8 +297,11 @@ def chat_logprobs(draws: list[Draw], tokenizer: ArtifactTokenizer) -> dict[str, 
     """choices[].logprobs of a chat completion."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
-        text = tokenizer.token_text(token)
-        return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode())}
+        return {
+            "token": tokenizer.token_text(token),
+            "logprob": max(value, -9999.0),
+            "bytes": list(tokenizer.token_bytes(token)),
+        }
 
     return {
         "content": [{**entry(d.token, d.logprob), "top_logprobs": [entry(t, p) for t, p in d.top]} for d in draws],
@@ -305,19 +310,19 @@ def chat_logprobs(draws: list[Draw], tokenizer: ArtifactTokenizer) -> dict[str, 
 
 
 def completion_logprobs(draws: list[Draw | None], tokenizer: ArtifactTokenizer, first: int | None, start: int) -> dict[str, Any]:
-    """choices[].logprobs of a completion; a None draw is the first echoed token, which nothing precedes."""
+    """choices[].logprobs of a completion; a None draw is the first echoed token, which nothing precedes.
+
+    `start` is the offset, in characters, of the first token in the choice's text.
+    """
 
     def text(token: int) -> str:
         return tokenizer.token_text(token) if tokenizer.available else f"token_id:{token}"
 
-    tokens = [text(d.token) if d is not None else text(first if first is not None else 0) for d in draws]
-    offsets, at = [], start
-    for token in tokens:
-        offsets.append(at)
-        at += len(token)
+    ids = [d.token if d is not None else first or 0 for d in draws]
+    offsets = list(itertools.accumulate((tokenizer.characters(i) for i in ids[:-1]), initial=start))
     return {
-        "tokens": tokens,
+        "tokens": [text(i) for i in ids],
         "token_logprobs": [max(d.logprob, -9999.0) if d is not None else None for d in draws],
-        "top_logprobs": [{text(t): max(p, -9999.0) for t, p in d.top} if d is not None else None for d in draws],
+        "top_logprobs": [{text(t): max(p, -9999.0) for t, p in reversed(d.top)} if d is not None else None for d in draws],
         "text_offset": offsets,
     }

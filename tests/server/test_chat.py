@@ -54,7 +54,7 @@ def test_logprobs_are_those_of_the_model(idle, model):
     rows = log_softmax(model.logits([ids + made.token_ids])[0].astype(np.float64))[len(ids) - 1 : -1]
     for row, token, entry in zip(rows, made.token_ids, made.logprobs.content, strict=True):
         assert entry.logprob == pytest.approx(row[token], abs=1e-3)
-        assert entry.token == model.tokenizer.inner.decode([token], skip_special_tokens=False)
+        assert entry.token == model.tokenizer.token_text(token)
         np.testing.assert_allclose([t.logprob for t in entry.top_logprobs], np.sort(row)[::-1][:4], atol=1e-3)
 
 

@@ -129,7 +129,7 @@ def test_the_first_in_priority_goes_first(serve):
         first.recv(400)
 
         def ask(name, priority):
-            running.complete(f"The {name}", priority=priority, max_tokens=30)
+            running.complete(f"The {name}", priority=priority, max_tokens=1500 if name == "low" else 10, ignore_eos=True)
             order.append(name)
 
         futures = [pool.submit(ask, "low", -1)]

@@ -143,8 +143,8 @@ def test_half_a_surrogate_pair_is_400(server, path, body):
     refusal(server, path, body)
 
 
-def test_half_a_surrogate_pair_as_the_model_is_404(server):
-    assert server.http.post(COMPLETIONS, content=b'{"model": "\\ud800", "prompt": "x"}').status_code == 404
+def test_half_a_surrogate_pair_as_the_model_is_400(server):
+    assert server.http.post(COMPLETIONS, content=b'{"model": "\\ud800", "prompt": "x"}').status_code == 400
     answer = server.http.post(COMPLETIONS, content=b'{"prompt": "x", "max_tokens": 1, "stop": "\\ud800"}')
     assert answer.status_code in (200, 400)
 

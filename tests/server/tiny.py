@@ -89,28 +89,35 @@ def variant(name: str) -> Path:
     return where
 
 
+def capturing_once() -> Any:
+    """A pipeline.front_end that captures each config once, for it takes longer than all the rest of a tiny compile."""
+    from llmc import pipeline
+
+    def front_end(opened: Any, dtype: str, context: int, trust_remote_code: bool = False) -> Any:
+        key = (json.dumps(opened.config.to_dict(), sort_keys=True, default=str).replace(str(opened.source), ""), dtype, context)
+        if key not in _captures:
+            _captures[key] = _REAL.setdefault("front_end", pipeline.front_end)(opened, dtype, context, trust_remote_code)
+        return _captures[key]
+
+    _REAL.setdefault("front_end", pipeline.front_end)
+    return front_end
+
+
 def compiled(source: Path, name: str, **options: Any) -> Path:
-    """An artifact for this CPU alone. Compiles of the same config share one capture, which takes longer than all the rest."""
+    """An artifact for this CPU alone."""
     import llmc
     from llmc import pipeline
 
-    real = pipeline.front_end
-
-    def captured_once(opened: Any, dtype: str, context: int, trust_remote_code: bool = False) -> Any:
-        key = (json.dumps(opened.config.to_dict(), sort_keys=True, default=str).replace(str(opened.source), ""), dtype, context)
-        if key not in _captures:
-            _captures[key] = real(opened, dtype, context, trust_remote_code)
-        return _captures[key]
-
     out = folder() / f"{name}.llmc"
-    pipeline.front_end = captured_once
+    before, pipeline.front_end = pipeline.front_end, capturing_once()
     try:
         llmc.compile(str(source), out, **{"target": ("cpu:native",), **options})
     finally:
-        pipeline.front_end = real
+        pipeline.front_end = before
     return out
 
 
+_REAL: dict[str, Any] = {}
 _captures: dict[Any, Any] = {}
 
 
@@ -141,3 +148,22 @@ def wide_tokenizer() -> Path:
     where = variant("wide")
     save_tokenizer(where, extra=("<|outside|>",))
     return compiled(where, "wide")
+
+
+def rewritten(source: Path, out: Path, change: Any = lambda manifest: manifest, **members: bytes) -> Path:
+    """The artifact made again, in canonical form and with all hashes right, with its manifest or members changed."""
+    import hashlib
+
+    from llmc.runtime.archive import write_archive
+    from llmc.runtime.artifact import MANIFEST, open_artifact
+
+    with open_artifact(source) as opened:
+        manifest = json.loads(json.dumps(opened.manifest))
+        content = {name: members.get(name.replace("/", "_").replace(".", "_"), opened.read(name)) for name in opened.members if name != MANIFEST}
+    for entry in manifest["members"]:
+        entry.update(bytes=len(content[entry["name"]]), sha256=hashlib.sha256(content[entry["name"]]).hexdigest())
+    made = change(manifest)
+    raw = made if isinstance(made, bytes) else json.dumps(made, indent=1, ensure_ascii=False).encode() + b"\n"
+    with out.open("wb+") as stream:
+        write_archive(stream, [(MANIFEST, len(raw), [raw]), *((n, len(b), [b]) for n, b in content.items())], hashlib.sha256(raw).hexdigest())
+    return out
