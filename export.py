@@ -17,9 +17,9 @@ def export_dense(source: str, out: Path, *, quiet: bool = True, **options: Any) 
     import torch
     from safetensors.torch import save_file
 
-    from .compiler.checkpoint import open_checkpoint
     from .passes.quantize import Quantize, root_param, weight_nodes
     from .quant.algorithms.rtn import quantize
+    from .quant.formats.registry import open_checkpoint
 
     settings = resolve(options)
     if out.exists() and any(out.iterdir()):

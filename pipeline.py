@@ -104,7 +104,7 @@ def compile(
     levels = expand_targets(settings.target)
 
     from .codegen.cpu.build import toolchain
-    from .compiler.checkpoint import open_checkpoint
+    from .quant.formats.registry import open_checkpoint
 
     tools = toolchain(settings.cc)
     with progress.stage("capture", f"Reading {source}"):
@@ -320,7 +320,8 @@ def _parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Ca
 
 
 def _pack(graph: Graph, rendered: Rendered, params: Callable[[str], torch.Tensor], weights: Any, progress: Progress) -> None:
-    from .codegen.cpu.weights import WeightPacker, unique_names
+    from .codegen.cpu.lower import unique_names
+    from .codegen.cpu.weights import WeightPacker
 
     packer = WeightPacker(graph, params)
     specs = rendered.lowered.weights
@@ -533,9 +534,9 @@ def reference_logits(source: str, context: int = 0, *, trust_remote_code: bool =
     """A function from token ids [T] to the original's logits [T, V] float32, by the reference executor in float32."""
     import torch
 
-    from .compiler.checkpoint import open_checkpoint
     from .compiler.ir.reference import TORCH_DTYPE as dtypes
     from .compiler.ir.reference import Context, run
+    from .quant.formats.registry import open_checkpoint
 
     checkpoint = open_checkpoint(source, trust_remote_code=trust_remote_code)
     captured, imported = front_end(

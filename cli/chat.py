@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -86,7 +87,7 @@ def command(
             messages.append({"role": "assistant", "content": answer})
 
 
-def _prompt() -> object:
+def _prompt() -> Callable[[], str]:
     """A function that reads one message: with history and editing on a terminal, plain lines otherwise."""
     if not sys.stdin.isatty():
 
@@ -103,12 +104,12 @@ def _prompt() -> object:
     return _joined(lambda: session.prompt("> "))
 
 
-def _joined(read: object) -> object:
+def _joined(read: Callable[[], str]) -> Callable[[], str]:
     def ask() -> str:
-        lines = [read()]  # type: ignore[operator]
+        lines = [read()]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
-            lines.append(read())  # type: ignore[operator]
+            lines.append(read())
         return "\n".join(lines)
 
     return ask

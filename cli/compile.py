@@ -56,7 +56,7 @@ LATER = {
 @as_json
 @debug
 @click.pass_context
-def command(ctx: click.Context, as_json: bool, recipe: str | None, **options: Any) -> None:
+def command(ctx: click.Context, /, as_json: bool, recipe: str | None, **options: Any) -> None:
     """Compile a checkpoint to one artifact.
 
     SRC is a Hugging Face folder, a hub id (org/model) or a .gguf file. The artifact holds the packed weights, the kernels with

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import UnsupportedError
+from ..errors import CheckpointError, UnsupportedError
 from .ir.reference import TORCH_DTYPE
 
 if TYPE_CHECKING:
@@ -219,6 +219,8 @@ def build_model(config: PretrainedConfig, dtype: str, *, trust_remote_code: bool
                 trust_remote_code=trust_remote_code,
             )
         except KeyError as error:
+            if error.args != (IMPLEMENTATION,):
+                raise CheckpointError(f"the configuration names what transformers does not know: {error}") from error
             raise UnsupportedError(
                 f"this model's attention does not go through transformers' attention interface ({error})",
                 "it is not supported yet",

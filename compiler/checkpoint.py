@@ -27,6 +27,14 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+POSITIVE = (
+    "hidden_size",
+    "vocab_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 
 
 @dataclass
@@ -34,7 +42,8 @@ class Checkpoint:
     """A model's configuration, its tensors by the names that its files use, and its tokenizer files.
 
     `readers` maps each name to a function that reads that tensor; nothing is read before it is asked for.
-    `bind(model)` gives the values by transformers' parameter names instead.
+    `bind(model)` gives the values by transformers' parameter names instead. `quantization` is what config.json says of the tool
+    that quantized it, `metadata` the files' own; `stored` reads the codes of quantized weights (quant/formats).
     """
 
     source: str
@@ -44,6 +53,9 @@ class Checkpoint:
     files: tuple[Path, ...]
     tokenizer_files: dict[str, bytes] = field(default_factory=dict)
     gguf_architecture: str = ""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:
@@ -170,13 +182,29 @@ def _open_folder(path: Path, source: str, trust_remote_code: bool) -> Checkpoint
     raw = _read_json(path / "config.json", source)
     _refuse_remote_code(raw, source, trust_remote_code)
     config = _load_config(path, source, trust_remote_code)
-    readers, files = _weight_readers(path, source)
+    metadata: dict[str, str] = {}
+    readers, files = _weight_readers(path, source, metadata)
     declared = getattr(config, "dtype", None) or _most_common_dtype(readers)
     names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
     dtype = names.get(declared if isinstance(declared, torch.dtype) else getattr(torch, str(declared), torch.float32), "f32")
     tokenizer = _folder_tokenizer(path)
     extra = [path / "config.json", *(path / n for n in tokenizer if (path / n).exists())]
-    return Checkpoint(source, config, dtype, readers, (*files, *extra), tokenizer)
+    quantization = _quantization(path, raw, source)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # transformers would look for the tool that made it
+    return Checkpoint(source, config, dtype, readers, (*files, *extra), tokenizer, quantization=quantization, metadata=metadata)
+
+
+def _quantization(path: Path, raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """What config.json, or AutoGPTQ's and AutoAWQ's own files, say of a quantized checkpoint; empty for another."""
+    for holder in (raw, raw.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(holder, dict) and isinstance(holder.get(key), dict):
+                return dict(holder[key])
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (path / name).exists():
+            return {"quant_method": method, **_read_json(path / name, source)}
+    return {}
 
 
 def _read_json(path: Path, source: str) -> dict[str, Any]:
@@ -206,43 +234,60 @@ def _load_config(path: Path, source: str, trusted: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trusted, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trusted, local_files_only=True)
     except Exception as error:  # whatever transformers objects to, the configuration cannot be used
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{source}: config.json is not usable: {first}") from error
+    text = config.get_text_config()
+    for name in POSITIVE:
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value < 1:
+            raise CheckpointError(f"{source}: config.json is not usable: {name} is {value}")
+    heads, groups = (getattr(text, f"num_{n}_heads", None) for n in ("attention", "key_value"))
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        raise CheckpointError(f"{source}: config.json is not usable: {heads} query heads cannot share {groups} key heads")
+    return config
 
 
-def _weight_readers(path: Path, source: str) -> tuple[dict[str, Callable[[], torch.Tensor]], list[Path]]:
+def _weight_readers(
+    path: Path, source: str, metadata: dict[str, str]
+) -> tuple[dict[str, Callable[[], torch.Tensor]], list[Path]]:
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (path / index_name).exists():
-            index = _read_json(path / index_name, source).get("weight_map", {})
+            index = _read_json(path / index_name, source).get("weight_map")
+            if not isinstance(index, dict) or not index:
+                raise CheckpointError(f"{source}: {index_name} has no weight_map", "the file is damaged: fetch it again")
             files = sorted({path / Path(str(name)).name for name in index.values()})
             missing = [f.name for f in files if not f.exists()]
             if missing:
                 raise CheckpointError(
                     f"{source}: {index_name} names {missing[0]}, which is not there", "the download is incomplete"
                 )
-            return _read_files(files, source), [*files, path / index_name]
-    for pattern in ("*.safetensors", "pytorch_model*.bin", "*.pt"):
+            return _read_files(files, source, metadata), [*files, path / index_name]
+    for pattern in ("model*.safetensors", "pytorch_model*.bin", "qmodel.pt", "*.safetensors", "*.bin", "*.pt"):
         files = sorted(path.glob(pattern))
         if files:
-            return _read_files(files, source), files
+            return _read_files(files, source, metadata), files
     raise CheckpointError(f"{source} holds no weights", "expected *.safetensors, pytorch_model*.bin, or a .gguf file")
 
 
-def _read_files(files: list[Path], source: str) -> dict[str, Callable[[], torch.Tensor]]:
+def _read_files(files: list[Path], source: str, metadata: dict[str, str]) -> dict[str, Callable[[], torch.Tensor]]:
     readers: dict[str, Callable[[], torch.Tensor]] = {}
     for file in files:
-        readers.update(_read_safetensors(file, source) if file.suffix == ".safetensors" else _read_pickle(file, source))
+        if file.suffix == ".safetensors":
+            readers.update(_read_safetensors(file, source, metadata))
+        else:
+            readers.update(_read_pickle(file, source))
     return readers
 
 
-def _read_safetensors(file: Path, source: str) -> dict[str, Callable[[], torch.Tensor]]:
+def _read_safetensors(file: Path, source: str, metadata: dict[str, str]) -> dict[str, Callable[[], torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as handle:
             names = list(handle.keys())
+            metadata.update(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{source}: {file.name} is not a whole safetensors file: {error}", "the file is truncated or corrupt: fetch it again"
@@ -273,7 +318,25 @@ def _read_pickle(file: Path, source: str) -> dict[str, Callable[[], torch.Tensor
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(f"{source}: {file.name} is not a whole PyTorch file: {error}") from error
-    return {name: partial(_given, tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{source}: {file.name} holds no tensors by name")
+    flat = {}
+    for name, value in state.items():
+        if isinstance(value, dict):  # a module's own state, as hqq saves it: facts that are no tensors become some
+            flat.update({f"{name}.{key}": _as_tensor(fact) for key, fact in value.items()})
+        elif isinstance(value, torch.Tensor):
+            flat[str(name)] = value
+    return {name: partial(_given, tensor) for name, tensor in flat.items()}
+
+
+def _as_tensor(fact: Any) -> torch.Tensor:
+    import torch
+
+    if isinstance(fact, torch.Tensor):
+        return fact
+    if isinstance(fact, bool | int | float | list | tuple):
+        return torch.tensor(fact)
+    return torch.tensor(list(str(fact).encode()), dtype=torch.uint8)
 
 
 def _given(tensor: torch.Tensor) -> torch.Tensor:
@@ -292,6 +355,13 @@ def _folder_tokenizer(path: Path) -> dict[str, bytes]:
     found = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).exists()}
     if "tokenizer.json" not in found and any((path / n).exists() for n in ("tokenizer.model", "vocab.json", "spiece.model")):
         found = {**_converted_tokenizer(str(path)), **found}
+    if "tokenizer.json" in found:
+        from tokenizers import Tokenizer
+
+        try:
+            Tokenizer.from_str(found["tokenizer.json"].decode())
+        except Exception as error:  # the library raises bare Exception for a file that it does not understand
+            raise CheckpointError(f"{path}: tokenizer.json is not usable: {error}", "fetch it again, or remove it") from error
     return found
 
 

@@ -43,6 +43,11 @@ class Scheme:
         return replace(self, activations=activations)
 
 
+def integer_scheme(bits: int, group: int, asymmetric: bool) -> Scheme:
+    """intN with `group` inputs a scale (0: a channel)."""
+    return Scheme(f"int{bits}", group, asymmetric)
+
+
 def parse_scheme(text: str) -> Scheme:
     """Parse `int4:g64:asym/bf16`; raises UsageError naming the nearest valid word, UnsupportedError for one not built yet."""
     text = ALIASES.get(text.strip(), text.strip())

@@ -93,6 +93,8 @@ class Model:
         """Sampling settings with this model's end tokens; temperature 0 is greedy."""
         if max_tokens < 1:
             raise RequestError(f"max_tokens is {max_tokens}: at least one token is generated", param="max_tokens")
+        if stop and not self.tokenizer.available:
+            raise RequestError("this model has no tokenizer: stop strings cannot be found", param="stop")
         for name, value, valid, rule in (
             ("temperature", temperature, 0 <= temperature < float("inf"), "it is a number from 0 on"),
             ("top_p", top_p, 0 < top_p <= 1, "it lies between 0 and 1"),

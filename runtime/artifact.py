@@ -34,6 +34,11 @@ class Check:
     detail: str = ""
 
 
+def layout_digest(names: list[str], vocabulary: int) -> str:
+    """What kernels and manifest must agree on: the order of the weights and the vocabulary. The kernels carry it."""
+    return hashlib.sha256(json.dumps([names, vocabulary]).encode()).hexdigest()
+
+
 class Artifact:
     """An opened artifact. Owns the mapping of the file; `close()` gives it back.
 
@@ -173,7 +178,15 @@ def _misshapen(manifest: Any) -> str:
     def whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
-    kinds = {"members": list, "weights": list, "targets": list, "model": dict, "memory_plan": dict, "source": dict, "toolchain": dict}
+    kinds = {
+        "members": list,
+        "weights": list,
+        "targets": list,
+        "model": dict,
+        "memory_plan": dict,
+        "source": dict,
+        "toolchain": dict,
+    }
     kinds |= {"conformance": dict, "canary": dict, "quant": dict, "recipe": dict, "fallbacks": list, "notes": list, "llmc": str}
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
@@ -189,7 +202,7 @@ def _misshapen(manifest: Any) -> str:
     for target in manifest["targets"]:
         if not isinstance(target, dict) or not all(isinstance(target.get(k), str) for k in ("name", "isa", "member")):
             return "a target has no name, level or member"
-    if not whole(manifest["model"].get("context")) or not whole(manifest["model"].get("vocab")):
+    if not all(whole(manifest["model"].get(k)) and manifest["model"][k] > 0 for k in ("context", "vocab")):
         return "the model has no context or vocabulary"
     if not all(whole(manifest["memory_plan"].get(k)) for k in ("weight_bytes", "cache_bytes_per_block", "buffer_bytes")):
         return "the memory plan is incomplete"

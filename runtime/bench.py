@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 from .api import Model, load
+from .artifact import open_artifact
+from .config import RunConfig
 from .engine import Event, FinishEvent, Request, TokenEvent
+from .executors.cpu import choose_level
 
 Figure = dict[str, float]
 
@@ -41,6 +44,9 @@ def run_bench(
     """All cells of `llmc bench`, as its JSON."""
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     most = max((1, *settings.concurrency))
+    with open_artifact(path) as artifact:  # what cannot run is refused here, not in each of the processes below
+        RunConfig.resolve(artifact, threads=threads, target=target, isa=isa, max_batch=most)
+        choose_level(artifact, isa)
     say("start-up …")  # first, in a small process: a child's peak memory counts what its parent had when it was forked
     starts = [_cold_start(path, threads, isa) for _ in range(settings.reps + 1)][1:]
     with load(path, threads=threads, target=target, isa=isa, max_batch=most) as model:

@@ -38,10 +38,16 @@ def render_chat(
         intercepted_binops = frozenset({"**", "*"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" and not (isinstance(left, int | float) and isinstance(right, int | float) and abs(left) < 1e6 and abs(right) < 64):
+            if operator == "**" and not (
+                isinstance(left, int | float) and isinstance(right, int | float) and abs(left) < 1e6 and abs(right) < 64
+            ):
                 raise SecurityError("a power of such operands is not allowed")
             grows = isinstance(left, str | bytes | list | tuple) or isinstance(right, str | bytes | list | tuple)
-            if operator == "*" and (grows or max(_size(left), _size(right)) >= SIZE_LIMIT) and _size(left) * _size(right) > SIZE_LIMIT:
+            if (
+                operator == "*"
+                and (grows or max(_size(left), _size(right)) >= SIZE_LIMIT)
+                and _size(left) * _size(right) > SIZE_LIMIT
+            ):
                 raise SecurityError("a product of such operands is not allowed")
             return super().call_binop(context, operator, left, right)
 

@@ -75,9 +75,7 @@ class Sequence:
 
     def match_prefix(self, pool: BlockPool) -> None:
         """Take over the blocks that already hold a prefix of this sequence, as far as nothing of it must be computed again."""
-        limit = (
-            self.captured if self.collect or self.prompt_logprobs is not None else self.known - 1
-        )
+        limit = self.captured if self.collect or self.prompt_logprobs is not None else self.known - 1
         for i in range(min(limit, self.known - 1) // BLOCK):
             block = pool.find(self.block_hash(i))
             if block is None:

@@ -19,7 +19,13 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", message=".*torch.*", category=FutureWarning)
-settings.register_profile("llmc", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], print_blob=True)
+settings.register_profile(
+    "llmc",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
 settings.load_profile("llmc")
 
 

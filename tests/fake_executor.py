@@ -24,7 +24,10 @@ def choose(prefix: bytes, temperature: float, seed: int, counter: int) -> int:
     """The token that a row gives: a function of its whole prefix, and when sampling of seed and place."""
     if temperature <= 0:
         return int(logits_of(prefix).argmax())
-    return int.from_bytes(hashlib.blake2b(prefix + f"{seed % 2**64} {counter}".encode(), digest_size=4).digest(), "little") % VOCABULARY
+    return (
+        int.from_bytes(hashlib.blake2b(prefix + f"{seed % 2**64} {counter}".encode(), digest_size=4).digest(), "little")
+        % VOCABULARY
+    )
 
 
 def prefix_of(tokens) -> bytes:

@@ -6,9 +6,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-import numpy as np
-
 import llmc
+import numpy as np
 from llmc.runtime.artifact import open_artifact
 
 HARNESS = Path(__file__).parent / "codegen" / "harness.c"
@@ -41,13 +40,17 @@ def write_input(artifact: Path, runs: list[list[int]], target: Path) -> None:
                 out.write(raw[at : at + size])
 
 
-def build_and_run(artifact: Path, runs: list[list[int]], folder: Path, compiler: list[str], launcher: list[str], threads: int = 2) -> list[np.ndarray]:
+def build_and_run(
+    artifact: Path, runs: list[list[int]], folder: Path, compiler: list[str], launcher: list[str], threads: int = 2
+) -> list[np.ndarray]:
     """Compile the harness, run it, and return the logits [T, V] of each run."""
     vocabulary = unpack_sources(artifact, folder)
     write_input(artifact, runs, folder / "in.bin")
     built = subprocess.run([*compiler, "-o", "harness", "harness.c", "-lpthread"], cwd=folder, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
-    done = subprocess.run([*launcher, "./harness", "in.bin", "out.bin", str(threads)], cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*launcher, "./harness", "in.bin", "out.bin", str(threads)], cwd=folder, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
     flat = np.fromfile(folder / "out.bin", np.float32)
     out, at = [], 0

@@ -23,7 +23,10 @@ def _rope(**fields: Any) -> dict[str, Any]:
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": HEAD16,
-    "llama@llama3": {**HEAD16, **_rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)},
+    "llama@llama3": {
+        **HEAD16,
+        **_rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
+    },
     "llama@yarn": {**HEAD16, **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)},
     "mistral": {**HEAD16, "sliding_window": 8},
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
@@ -38,11 +41,30 @@ MODELS: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 8},
     "cohere2": {**HEAD16, **ALTERNATE},
     "mixtral": EXPERTS,
-    "qwen3_moe": {**HEAD16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1, "norm_topk_prob": True},
-    "gpt_oss": {**HEAD16, **EXPERTS, **ALTERNATE, **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0)},
+    "qwen3_moe": {
+        **HEAD16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "decoder_sparse_step": 1,
+        "norm_topk_prob": True,
+    },
+    "gpt_oss": {
+        **HEAD16,
+        **EXPERTS,
+        **ALTERNATE,
+        **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0),
+    },
 }
 DENSE = tuple(k for k in MODELS if k not in ("mixtral", "qwen3_moe", "gpt_oss"))
-_NAMED_OTHERWISE = ("hidden_size", "intermediate_size", "num_key_value_heads", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+_NAMED_OTHERWISE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 
 
 def make_config(key: str, **changes: Any) -> Any:

@@ -8,7 +8,20 @@ import sys
 
 import pytest
 
-COMPILE_ONLY = ("torch", "transformers", "triton", "safetensors", "huggingface_hub", "ziglang", "gguf", "llmc.compiler", "llmc.passes", "llmc.codegen", "llmc.quant", "llmc.pipeline")
+COMPILE_ONLY = (
+    "torch",
+    "transformers",
+    "triton",
+    "safetensors",
+    "huggingface_hub",
+    "ziglang",
+    "gguf",
+    "llmc.compiler",
+    "llmc.passes",
+    "llmc.codegen",
+    "llmc.quant",
+    "llmc.pipeline",
+)
 PROGRAMS = {
     "import": "import llmc",
     "load": "import llmc; llmc.load",

@@ -32,7 +32,11 @@ def same_bits_however_computed(path, sequences, **options):
     """The property that the engine rests on: chunks, batches, preemption, prefix hits and threads change no bit."""
     with load(path, threads=1, **options) as model:
         alone = [model.logits([ids])[0] for ids in sequences]
-        ways = {"together": model.logits(sequences), "one token a step": model.logits(sequences, chunk=1), "seven a step": model.logits(sequences, chunk=7)}
+        ways = {
+            "together": model.logits(sequences),
+            "one token a step": model.logits(sequences, chunk=1),
+            "seven a step": model.logits(sequences, chunk=7),
+        }
         ways |= {f"schedule {seed}": model.logits(sequences, schedule_seed=seed) for seed in range(4)}
     with load(path, threads=2, **options) as model:
         ways |= {"two threads": model.logits(sequences), "two threads, schedule 9": model.logits(sequences, schedule_seed=9)}
@@ -48,7 +52,9 @@ def test_float32_logits_are_those_of_transformers(key, checkpoint, artifact, ran
         close(model.logits([ids])[0], original_logits(folder, ids), LOGITS["f32", "none"])
 
 
-@pytest.mark.parametrize(("key", "dtype"), [("llama", "bf16"), ("qwen2", "bf16"), ("olmo2", "bf16"), ("gpt2", "f16"), ("llama", "f16")])
+@pytest.mark.parametrize(
+    ("key", "dtype"), [("llama", "bf16"), ("qwen2", "bf16"), ("olmo2", "bf16"), ("gpt2", "f16"), ("llama", "f16")]
+)
 def test_half_precision_is_close_to_the_same_weights_in_float32(key, dtype, checkpoint, artifact, random):
     folder, ids = checkpoint(key, dtype=torch.bfloat16 if dtype == "bf16" else torch.float16), draw(random)
     with load(artifact(folder)) as model:
@@ -98,13 +104,16 @@ def test_a_narrow_cache_stays_close(key, kv_dtype, checkpoint, artifact, random)
         ("llama", {"head_dim": 96}),
         ("qwen2", {"hidden_size": 448, "num_attention_heads": 4}),  # heads of 112
         ("llama", {"hidden_size": 112, "num_attention_heads": 14}),  # 7 query heads a key head
-        ("llama", {"hidden_size": 80, "num_attention_heads": 40, "num_key_value_heads": 1}),  # more query heads than a tile has rows
+        (
+            "llama",
+            {"hidden_size": 80, "num_attention_heads": 40, "num_key_value_heads": 1},
+        ),  # more query heads than a tile has rows
         ("llama", {"num_key_value_heads": 1, "vocab_size": 257}),
         ("qwen2", {"vocab_size": 257, "tie_word_embeddings": True}),
         ("gemma2", {"intermediate_size": 100}),
         ("llama", {"intermediate_size": 100, "hidden_size": 72, "num_hidden_layers": 1, "tie_word_embeddings": True}),
         ("mixtral", {"intermediate_size": 100, "num_hidden_layers": 1, "vocab_size": 257}),
-            ],
+    ],
     ids=lambda v: str(v),
 )
 def test_odd_shapes(key, changes, checkpoint, artifact, random):
@@ -115,7 +124,9 @@ def test_odd_shapes(key, changes, checkpoint, artifact, random):
 
 @pytest.mark.parametrize("options", [{"quant": "int4:g32"}, {"quant": "int8"}, {"quant": "int4:g128:asym/int8"}], ids=str)
 def test_odd_shapes_quantized_change_no_bit(options, checkpoint, artifact, random):
-    folder = checkpoint("llama", intermediate_size=100, hidden_size=70, num_attention_heads=7, num_key_value_heads=1, vocab_size=257)
+    folder = checkpoint(
+        "llama", intermediate_size=100, hidden_size=70, num_attention_heads=7, num_key_value_heads=1, vocab_size=257
+    )
     same_bits_however_computed(artifact(folder, **options), [draw(random, n, 257) for n in (40, 3)])
 
 
@@ -126,7 +137,15 @@ def test_head_dims_that_are_not_whole_tiles_run_in_narrow_caches(checkpoint, art
 
 
 @pytest.mark.skipif(not {"x86-64-v3", "x86-64-v4"} <= set(available_levels()), reason="this CPU does not run both levels")
-@pytest.mark.parametrize(("key", "options"), [("gemma2", {}), ("llama", {"quant": "int4:g32:asym/int8", "kv_dtype": "int8"}), ("gpt_oss", {"quant": "int4", "dtype": "bf16"})], ids=str)
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("gemma2", {}),
+        ("llama", {"quant": "int4:g32:asym/int8", "kv_dtype": "int8"}),
+        ("gpt_oss", {"quant": "int4", "dtype": "bf16"}),
+    ],
+    ids=str,
+)
 def test_both_levels_give_the_same_bits(key, options, checkpoint, artifact, random):
     path, ids = artifact(checkpoint(key), target=("cpu:x86-64-v3", "cpu:x86-64-v4"), **options), draw(random)
     results = []

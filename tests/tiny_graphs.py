@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from llmc.codegen.cpu.build import build
+from llmc.codegen.cpu.lower import unique_names
 from llmc.codegen.cpu.render import render
-from llmc.codegen.cpu.weights import WeightPacker, unique_names
+from llmc.codegen.cpu.weights import WeightPacker
 from llmc.compiler.ir.graph import Graph, Value
 from llmc.compiler.ir.ops.concat import Concat
 from llmc.compiler.ir.ops.embedding import Embedding
@@ -33,7 +34,10 @@ class Builder:
 
     def __init__(self) -> None:
         T, R = Sym("T"), Sym("R")
-        self.ids, self.positions, self.rows = (Value(f"%{n}", TensorType("i64", s)) for n, s in (("input_ids", (1, T)), ("position_ids", (1, T)), ("logits_rows", (R,))))
+        self.ids, self.positions, self.rows = (
+            Value(f"%{n}", TensorType("i64", s))
+            for n, s in (("input_ids", (1, T)), ("position_ids", (1, T)), ("logits_rows", (R,)))
+        )
         self.rewriter = Rewriter(Graph((self.ids, self.positions, self.rows), (), (), ()))
         self.tensors: dict[str, torch.Tensor] = {}
         self.columns: dict[str, slice] = {}
@@ -78,19 +82,46 @@ class Program:
         for name, spec in zip(unique_names(rendered.lowered.weights), rendered.lowered.weights, strict=True):
             weights.add(name, packer.pack(spec))
         member = f"kernels/cpu/{level}/step.so"
-        manifest = {"schema": SCHEMA, "model": {"vocab": graph.outputs[0].type.shape[-1]}, "targets": [{"name": f"cpu:{level}", "isa": level, "member": member}], "weights": [list(w) for w in weights.listed]}
+        manifest = {
+            "schema": SCHEMA,
+            "llmc": "",
+            **{k: {} for k in ("source", "toolchain", "conformance", "canary", "quant", "recipe")},
+            **{k: [] for k in ("fallbacks", "notes")},
+            "memory_plan": dict.fromkeys(("weight_bytes", "cache_bytes_per_block", "buffer_bytes"), 0),
+            "model": {"vocab": graph.outputs[0].type.shape[-1], "context": 1 << 20},
+            "targets": [{"name": f"cpu:{level}", "isa": level, "member": member}],
+            "weights": [list(w) for w in weights.listed],
+        }
         path = folder / f"{level}.llmc"
         write_artifact(path, manifest, {member: build(rendered.sources, level)}, weights)
         weights.close()
         self.columns = builder.columns
         self.artifact = open_artifact(path)
-        self.executor = CpuExecutor(self.artifact, threads=threads, max_tokens=TOKENS, max_sequences=4, max_rows=TOKENS, context=8 * BLOCK, blocks=16, isa=level)
+        self.executor = CpuExecutor(
+            self.artifact,
+            threads=threads,
+            max_tokens=TOKENS,
+            max_sequences=4,
+            max_rows=TOKENS,
+            context=8 * BLOCK,
+            blocks=16,
+            isa=level,
+        )
 
     def run(self, tokens: Any, start: int = 0) -> dict[str, np.ndarray]:
         """One sequence of tokens at positions start…; its cache is blocks 0…7."""
         ids = np.asarray(tokens, np.int32)
         n = ids.size
-        self.executor.run(Batch(ids, np.arange(start, start + n, dtype=np.int32), np.array([0, n], np.int32), np.array([start], np.int32), np.arange(8, dtype=np.int32)[None], np.arange(n, dtype=np.int32)))
+        self.executor.run(
+            Batch(
+                ids,
+                np.arange(start, start + n, dtype=np.int32),
+                np.array([0, n], np.int32),
+                np.array([start], np.int32),
+                np.arange(8, dtype=np.int32)[None],
+                np.arange(n, dtype=np.int32),
+            )
+        )
         logits = self.executor.logits(n).copy()
         return {name: logits[:, s] for name, s in self.columns.items()}
 

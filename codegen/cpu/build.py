@@ -36,7 +36,13 @@ LEVELS = {
         ),
         Level(
             "x86-64-amx",
-            ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v4+avx512vnni+avx512bf16+amx_tile+amx_int8+amx_bf16", "-DLLMC_AMX", *_V4),
+            (
+                "-target",
+                "x86_64-linux-gnu.2.28",
+                "-mcpu=x86_64_v4+avx512vnni+avx512bf16+amx_tile+amx_int8+amx_bf16",
+                "-DLLMC_AMX",
+                *_V4,
+            ),
             ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16", "-DLLMC_AMX", *_V4),
         ),
         Level(

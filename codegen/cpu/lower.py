@@ -770,3 +770,12 @@ def _slot_need(buffer: Buffer, lowered: Lowered) -> dict[str, int]:
 def plain_name(text: str) -> str:
     """A weight's name in the artifact: letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^\w.\-]", "_", text.lstrip("@%"))
+
+
+def unique_names(specs: list[WeightSpec]) -> list[str]:
+    """A name in the artifact for each tensor."""
+    names: list[str] = []
+    for i, spec in enumerate(specs):
+        stem = plain_name(spec.name)
+        names.append(stem if stem not in names else f"{stem}.{i}")
+    return names

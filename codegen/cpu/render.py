@@ -12,10 +12,11 @@ import jinja2
 
 from ...compiler.ir.graph import Graph
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
+from ...runtime.artifact import layout_digest
 from . import generic
-from .lower import Call, Lowered, Pointer, assign_slots, lower
+from .lower import Call, Lowered, Pointer, assign_slots, lower, unique_names
 
-ABI = 1
+ABI = 2
 TEMPLATES = Path(__file__).parent / "templates"
 HEADERS = ("vec.h", "pool.h", "step.h", "sampling.h", "peaks.h", "amx.h")
 
@@ -75,6 +76,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         caches=lowered.caches,
         kernel_names=[k["name"] for k in kernels],
         abi=ABI,
+        layout=layout_digest(unique_names(lowered.weights), _vocabulary(graph)),
         max_k=limits["k"],
         attention_rows=limits["attention_rows"],
         max_dk=limits["dk"],
@@ -85,6 +87,13 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}
     return Rendered({"step.c": step, **headers}, lowered, tuple(kernels))
+
+
+def _vocabulary(graph: Graph) -> int:
+    (logits,) = graph.outputs
+    width = logits.type.shape[-1]
+    assert isinstance(width, int)
+    return width
 
 
 @cache

@@ -10,7 +10,7 @@ from ...compiler.ir.graph import Graph, Value
 from ...compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
 from ...quant.algorithms.rtn import Codes, quantize
 from ...quant.scheme import Scheme
-from .lower import WeightSpec, plain_name
+from .lower import WeightSpec
 from .packing import interleave_gate, pack_codes, pack_floats, pack_groups, pack_vector
 
 
@@ -75,12 +75,3 @@ def _pack_part(kind: str, codes: Codes, scheme: Scheme) -> torch.Tensor:
         return pack_groups(codes.scales, torch.float16 if scheme.group else torch.float32)
     assert codes.zeros is not None
     return pack_groups(codes.zeros, torch.uint8)
-
-
-def unique_names(specs: list[WeightSpec]) -> list[str]:
-    """A name in the artifact for each tensor."""
-    names: list[str] = []
-    for i, spec in enumerate(specs):
-        stem = plain_name(spec.name)
-        names.append(stem if stem not in names else f"{stem}.{i}")
-    return names

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ArtifactError, EnvironmentLacks, LlmcError, nearest
-from ..artifact import Artifact
+from ..artifact import Artifact, layout_digest
 from ..cpu_info import LEVELS, available_levels
 from ..sampling import Draw, SamplingRow
 
-ABI = 1
+ABI = 2
 Ints = npt.NDArray[np.int32]
 
 
@@ -269,7 +269,7 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         ) from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     for function, result, arguments in (
-        ("llmc_abi", integer, []),
+        ("llmc_abi", integer, []), ("llmc_layout", ctypes.c_char_p, []),
         ("llmc_usable", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
         ("llmc_logits", pointer, [pointer]), ("llmc_sample", integer, [pointer, pointer, integer, integer, pointer, pointer, integer, pointer, pointer]),
         ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]),
@@ -285,5 +285,11 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
     if library.llmc_abi() != ABI:
         raise ArtifactError(
             f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again"
+        )
+    names = [n for n, _ in artifact.manifest["weights"]]
+    if library.llmc_layout().decode() != layout_digest(names, artifact.manifest["model"]["vocab"]):
+        raise ArtifactError(
+            f"{artifact.path.name}: its kernels were made for other weights than its manifest lists",
+            "the file is altered: fetch or compile it again",
         )
     return library, handle

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,8 @@ class Server:
                 raise RequestError("the prompt is empty", param=param)
             if int(prompt.max()) >= self.model.executor.vocabulary:
                 raise RequestError(
-                    f"the prompt has token {prompt.max()}, and the model knows {self.model.executor.vocabulary} tokens", param=param
+                    f"the prompt has token {prompt.max()}, and the model knows {self.model.executor.vocabulary} tokens",
+                    param=param,
                 )
             if prompt.size + (call.params.max_tokens > 0) > limit:
                 raise RequestError(
@@ -251,7 +253,7 @@ class _Run:
             request = Request(
                 prompt,
                 call.params,
-                lambda event, b=base: self._queue.put_nowait((b, event)),
+                partial(self._hear, base),
                 call.n,
                 call.priority,
                 call.timeout_s,
@@ -261,6 +263,9 @@ class _Run:
             self._requests.append(request)
             self._open += call.n
             server._thread.submit(request)
+
+    def _hear(self, base: int, event: Event) -> None:
+        self._queue.put_nowait((base, event))
 
     def _leave(self) -> None:
         self._server.active -= 1

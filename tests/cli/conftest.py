@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
 from server import tiny
 
 
@@ -79,9 +78,9 @@ def source() -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: Any) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: Any) -> Path:
     """An empty working directory."""
     where = tmp_path / "here"
     where.mkdir()
     monkeypatch.chdir(where)
-    yield where
+    return where

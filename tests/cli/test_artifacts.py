@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from server import tiny
 
-READERS = [["inspect"], ["verify"], ["explain"], ["generate", "--prompt", "x", "--max-tokens", "2"], ["eval", "--text", __file__], ["sign", "--private-key", "none.pem"], ["run", "--port", "0"], ["chat"], ["bench"]]
+READERS = [
+    ["inspect"],
+    ["verify"],
+    ["explain"],
+    ["generate", "--prompt", "x", "--max-tokens", "2"],
+    ["eval", "--text", __file__],
+    ["sign", "--private-key", "none.pem"],
+    ["run", "--port", "0"],
+    ["chat"],
+    ["bench"],
+]
 
 
 def command(reader, path):
@@ -72,7 +81,7 @@ HOSTILE = {
     "too few weights": lambda m: {**m, "weights": m["weights"][:1]},
     "weights that are none": lambda m: {**m, "weights": [["a"]]},
     "larger weights": lambda m: {**m, "weights": [[n, s * 2] for n, s in m["weights"]]},
-    "a negative memory plan": lambda m: {**m, "memory_plan": {k: -1 for k in m["memory_plan"]}},
+    "a negative memory plan": lambda m: {**m, "memory_plan": dict.fromkeys(m["memory_plan"], -1)},
     "no memory plan": lambda m: {**m, "memory_plan": {}},
     "a canary that is none": lambda m: {**m, "canary": [1]},
 }
@@ -97,7 +106,12 @@ def test_a_hostile_manifest_does_not_crash_a_process(here, artifact, name):
     import sys
 
     tiny.rewritten(artifact, here / "a.llmc", HOSTILE[name])
-    done = subprocess.run([sys.executable, "-c", "from llmc.cli.main import main; main()", "verify", "a.llmc"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", "from llmc.cli.main import main; main()", "verify", "a.llmc"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 4, (done.returncode, done.stderr[-500:])
 
 
@@ -111,9 +125,15 @@ def test_verify_finds_every_flipped_bit(llmc, here, artifact, random):
     places = [int(random.integers(len(data))) for _ in range(60)]
     for member in members:
         header = data.rindex(b"PK\3\4", 0, member.offset)
-        places += [header + int(random.integers(30)), int(random.integers(header + 30, member.offset)), member.offset - 1, member.offset, member.offset + member.size - 1]
+        places += [
+            header + int(random.integers(30)),
+            int(random.integers(header + 30, member.offset)),
+            member.offset - 1,
+            member.offset,
+            member.offset + member.size - 1,
+        ]
     directory = data.rindex(b"PK\1\2", 0, len(data))
-    directory = data.index(b"PK\1\2" , members[-1].offset + members[-1].size - 1)
+    directory = data.index(b"PK\1\2", members[-1].offset + members[-1].size - 1)
     places += [int(random.integers(directory, len(data))) for _ in range(60)]
     places += list(range(len(data) - 64 - 22, len(data), 5)) + list(range(0, 64, 4))
     gaps = [p for p in places if p < len(data)]
@@ -147,7 +167,9 @@ def test_a_rebuild_gives_the_same_bytes(llmc, artifact):
 
 
 def test_a_bad_canary_is_1(llmc, here, artifact):
-    tiny.rewritten(artifact, here / "a.llmc", lambda m: {**m, "canary": {**m["canary"], "sha256": ["0" * 64, *m["canary"]["sha256"][1:]]}})
+    tiny.rewritten(
+        artifact, here / "a.llmc", lambda m: {**m, "canary": {**m["canary"], "sha256": ["0" * 64, *m["canary"]["sha256"][1:]]}}
+    )
     value = llmc("verify", "a.llmc", "--json", status=1).json
     assert value["ok"] is False
     assert [c["name"].split()[0] for c in value["checks"] if not c["ok"]] == ["canary"]
@@ -176,7 +198,14 @@ def test_other_kernels_fail_the_rebuild(llmc, here, artifact):
     assert [c["name"] for c in value["checks"] if not c["ok"]] == ["rebuild sources"]
 
 
-@pytest.mark.parametrize(("change", "word"), [(lambda m: {**m, "llmc": "0.0.7"}, "0.0.7"), (lambda m: {**m, "toolchain": {**m["toolchain"], "compiler": "ziglang 0.1.2"}}, "0.1.2"), (lambda m: {**m, "toolchain": {**m["toolchain"], "compiler": "gcc (GCC) 14"}}, "gcc")])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda m: {**m, "llmc": "0.0.7"}, "0.0.7"),
+        (lambda m: {**m, "toolchain": {**m["toolchain"], "compiler": "ziglang 0.1.2"}}, "0.1.2"),
+        (lambda m: {**m, "toolchain": {**m["toolchain"], "compiler": "gcc (GCC) 14"}}, "gcc"),
+    ],
+)
 def test_a_rebuild_by_other_tools_is_5_and_names_the_version(fails, here, artifact, change, word):
     tiny.rewritten(artifact, here / "a.llmc", change)
     assert word in fails(5, "verify", "a.llmc", "--rebuild")
@@ -200,7 +229,12 @@ def test_inspect_and_explain_need_no_torch(artifact):
     import sys
 
     code = "import sys; from llmc.cli.main import run; r = run(sys.argv[1:]); assert not {'torch', 'transformers', 'yaml', 'safetensors'} & set(sys.modules), 'imported'; sys.exit(r)"
-    for args in (["inspect", artifact], ["explain", artifact], ["verify", artifact], ["generate", artifact, "--prompt", "x", "--max-tokens", "2"]):
+    for args in (
+        ["inspect", artifact],
+        ["explain", artifact],
+        ["verify", artifact],
+        ["generate", artifact, "--prompt", "x", "--max-tokens", "2"],
+    ):
         done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, (args[0], done.stderr[-500:])
 
@@ -225,8 +259,12 @@ def keys(tmp_path_factory):
     where = tmp_path_factory.mktemp("keys")
     for name in ("mine", "other"):
         key = ec.generate_private_key(ec.SECP256R1())
-        (where / f"{name}.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-        (where / f"{name}.pub").write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+        (where / f"{name}.pem").write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        (where / f"{name}.pub").write_bytes(
+            key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
     return where
 
 

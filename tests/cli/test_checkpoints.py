@@ -7,7 +7,6 @@ import os
 import pickle
 
 import pytest
-
 from server import tiny
 
 COMPILE = ("-o", "a.llmc", "--target", "cpu:native")
@@ -53,13 +52,29 @@ def test_truncated_safetensors(fails, here, broken, keep):
     refused(fails, broken, "model.safetensors")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\x00", "{}", '{"model_type": "llama"', '{"model_type": "no-such-model"}', '{"model_type": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "\x00", "{}", '{"model_type": "llama"', '{"model_type": "no-such-model"}', '{"model_type": 3}']
+)
 def test_a_corrupt_config(fails, here, broken, text):
     (broken / "config.json").write_text(text)
     refused(fails, broken, "config.json")
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", "two"), ("hidden_size", -64), ("num_attention_heads", 0), ("hidden_act", "no-such-act"), ("vocab_size", 0), ("max_position_embeddings", -5), ("rope_parameters", {"rope_type": "no-such-rope"}), ("num_hidden_layers", 3), ("head_dim", None), ("num_key_value_heads", 3)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", "two"),
+        ("hidden_size", -64),
+        ("num_attention_heads", 0),
+        ("hidden_act", "no-such-act"),
+        ("vocab_size", 0),
+        ("max_position_embeddings", -5),
+        ("rope_parameters", {"rope_type": "no-such-rope"}),
+        ("num_hidden_layers", 3),
+        ("head_dim", None),
+        ("num_key_value_heads", 3),
+    ],
+)
 def test_a_config_with_a_wrong_value(llmc, here, broken, field, value):
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, field: value}))
@@ -69,7 +84,17 @@ def test_a_config_with_a_wrong_value(llmc, here, broken, field, value):
     assert os.listdir(here) == []
 
 
-@pytest.mark.parametrize(("index", "word"), [({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, "model-00001-of-00002.safetensors"), ({}, ""), ({"weight_map": []}, ""), ({"weight_map": {}}, ""), ([], "index"), ({"weight_map": {"a": 3}}, "")])
+@pytest.mark.parametrize(
+    ("index", "word"),
+    [
+        ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, "model-00001-of-00002.safetensors"),
+        ({}, ""),
+        ({"weight_map": []}, ""),
+        ({"weight_map": {}}, ""),
+        ([], "index"),
+        ({"weight_map": {"a": 3}}, ""),
+    ],
+)
 def test_an_index_that_names_what_is_not_there(fails, here, broken, index, word):
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(fails, broken, word)
@@ -130,18 +155,25 @@ def test_a_damaged_tokenizer(fails, here, broken, data):
 
 def test_python_code_in_the_checkpoint_is_not_run(fails, here, broken):
     config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "model_type": "own-model", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}))
+    (broken / "config.json").write_text(
+        json.dumps(
+            {**config, "model_type": "own-model", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+        )
+    )
     (broken / "evil.py").write_text(f"open({str(broken / 'pwned')!r}, 'w')\n")
     assert "--trust-remote-code" in fails(3, "compile", broken, *COMPILE)
     assert not (broken / "pwned").exists()
 
 
 def test_a_pickled_checkpoint_gives_the_same_weights(llmc, here, broken):
-    from safetensors.torch import load_file
     import torch
+    from safetensors.torch import load_file
 
     torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
     (broken / "model.safetensors").unlink()
     llmc("compile", broken, *COMPILE, "--json")
-    ids = [llmc("generate", a, "--prompt", "The keeper", "--max-tokens", "8", "--json").json["token_ids"] for a in ("a.llmc", tiny.artifact())]
+    ids = [
+        llmc("generate", a, "--prompt", "The keeper", "--max-tokens", "8", "--json").json["token_ids"]
+        for a in ("a.llmc", tiny.artifact())
+    ]
     assert ids[0] == ids[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import sys
 import time
 
 import pytest
-
 from server import tiny
 
 NATIVE = ("--target", "cpu:native")
@@ -53,7 +53,12 @@ def test_two_compiles_give_the_same_bytes(llmc, source, tmp_path, monkeypatch):
     for i, name in enumerate(("one", "two/deeper")):
         where = tmp_path / name
         where.mkdir(parents=True)
-        env = {**os.environ, "PYTHONHASHSEED": str(i + 1), "XDG_CACHE_HOME": str(where / "cache"), "TZ": "Asia/Tokyo" if i else "UTC"}
+        env = {
+            **os.environ,
+            "PYTHONHASHSEED": str(i + 1),
+            "XDG_CACHE_HOME": str(where / "cache"),
+            "TZ": "Asia/Tokyo" if i else "UTC",
+        }
         code = f"import sys; sys.argv = ['llmc', 'compile', {str(source)!r}, '-o', 'a.llmc', '--target', 'cpu:native', '--quant', 'int4', '--json']; from llmc.cli.main import main; main()"
         done = subprocess.run([sys.executable, "-c", code], cwd=where, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -78,7 +83,12 @@ def test_a_gate_that_is_not_met_leaves_nothing(llmc, fails, source, here):
     assert os.listdir(here) == []
     fails(1, "compile", source, "-o", "a.llmc", *NATIVE, "--weights", "none", "--max-kl", "1")
     assert os.listdir(here) == []
-    assert llmc("compile", source, "-o", "a.llmc", *NATIVE, "--quant", "int8", "--max-kl", "10", "--json").json["conformance"]["kl_mean"] > 0
+    assert (
+        llmc("compile", source, "-o", "a.llmc", *NATIVE, "--quant", "int8", "--max-kl", "10", "--json").json["conformance"][
+            "kl_mean"
+        ]
+        > 0
+    )
 
 
 def test_strict_refuses_fallbacks(fails, source, here, monkeypatch):
@@ -96,7 +106,15 @@ def test_strict_refuses_fallbacks(fails, source, here, monkeypatch):
     assert os.listdir(here) == []
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device"), 5), (MemoryError(), 5), (RuntimeError("a bug"), 70)])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device"), 5),
+        (MemoryError(), 5),
+        (RuntimeError("a bug"), 70),
+    ],
+)
 @pytest.mark.parametrize("during", ["draft", "final", "weights"])
 def test_an_interrupted_compile_leaves_nothing(llmc, source, here, monkeypatch, error, status, during):
     from llmc.codegen.cpu.weights import WeightPacker
@@ -156,7 +174,9 @@ def test_another_level_is_compiled_but_not_run(llmc, source, here):
         assert other in llmc(*command, "--json", status=5).json["error"]["message"]
 
 
-@pytest.mark.parametrize("args", [["--isa", "x86-64-v3"], ["--isa", "aarch64"], ["--target", "cuda:sm_90"], ["--target", "cpu:aarch64"]])
+@pytest.mark.parametrize(
+    "args", [["--isa", "x86-64-v3"], ["--isa", "aarch64"], ["--target", "cuda:sm_90"], ["--target", "cpu:aarch64"]]
+)
 def test_a_level_that_is_not_there_is_5(fails, artifact, args):
     from llmc.runtime.artifact import open_artifact
 
@@ -164,12 +184,29 @@ def test_a_level_that_is_not_there_is_5(fails, artifact, args):
         held = {t["isa"] for t in opened.manifest["targets"]}
     if args[1].removeprefix("cpu:") in held:
         pytest.skip("this machine's own level")
-    for command in (["generate", artifact, "--prompt", "x"], ["eval", artifact, "--text", __file__], ["run", artifact, "--port", "0"], ["bench", artifact], ["chat", artifact]):
-        fails(5, *command, *args) if command[0] != "bench" else fails(5, *command, *args)
+    for command in (
+        ["generate", artifact, "--prompt", "x"],
+        ["eval", artifact, "--text", __file__],
+        ["run", artifact, "--port", "0"],
+        ["bench", artifact],
+        ["chat", artifact],
+    ):
+        fails(5, *command, *args)
 
 
 def test_the_schemes_reach_the_file(llmc, source, here):
-    args = ("--quant", "int4:g32", "--scheme", "model.layers.*.mlp.*=int8", "--scheme", "model.layers.1.mlp.down_proj=f32", "--kv-dtype", "int8", "--context", "64")
+    args = (
+        "--quant",
+        "int4:g32",
+        "--scheme",
+        "model.layers.*.mlp.*=int8",
+        "--scheme",
+        "model.layers.1.mlp.down_proj=f32",
+        "--kv-dtype",
+        "int8",
+        "--context",
+        "64",
+    )
     value = llmc("compile", source, "-o", "a.llmc", *NATIVE, *args, "--json").json
     shown = llmc("inspect", "a.llmc", "--json").json
     assert shown["quant"] == value["quant"]
@@ -187,7 +224,9 @@ def test_a_recipe_is_relative_to_its_folder_and_the_command_line_wins(llmc, sour
     recipes = tmp_path / "recipes"
     recipes.mkdir()
     (recipes / "model").symlink_to(source)
-    (recipes / "r.yaml").write_text("source: model\nout: made.llmc\nquant: int4\ntarget: cpu:native\ncontext: 128\nscheme: ['lm_head=f32']\ndump_ir: ir\n")
+    (recipes / "r.yaml").write_text(
+        "source: model\nout: made.llmc\nquant: int4\ntarget: cpu:native\ncontext: 128\nscheme: ['lm_head=f32']\ndump_ir: ir\n"
+    )
     value = llmc("compile", "--recipe", recipes / "r.yaml", "--json").json
     assert value["artifact"] == str(recipes / "made.llmc")
     assert value["quant"]["lm_head"].startswith("f32")
@@ -234,7 +273,7 @@ def test_dump_ir_writes_one_file_a_pass_and_opt_gives_the_same(llmc, source, her
     assert files[0].name == "00-import.ir"
     assert [int(f.name[:2]) for f in files] == list(range(len(files)))
     checked = 0
-    for before, after in zip(files, files[1:], strict=False):
+    for before, after in itertools.pairwise(files):
         name = after.stem[3:]
         if name.startswith("raise"):
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from server import tiny
 
 KEYS = {"perplexity", "nll", "tokens", "windows"}
@@ -111,8 +110,16 @@ def test_teacher_forced_logits_are_the_same_by_every_schedule(llmc, artifact, so
     ids[2, :40] = ids[0, :40]
     save_file({"input_ids": ids.astype(np.int64)}, here / "ids.safetensors")
     made = {}
-    for name, args in {"whole": [], "one": ["--chunk", "1"], "seven": ["--chunk", "7"], "seed": ["--schedule-seed", "3"], "seed4": ["--schedule-seed", "4", "--threads", "1"]}.items():
-        value = llmc("eval", artifact, "--input-ids", "ids.safetensors", "--logits-out", f"{name}.safetensors", *args, "--json").json
+    for name, args in {
+        "whole": [],
+        "one": ["--chunk", "1"],
+        "seven": ["--chunk", "7"],
+        "seed": ["--schedule-seed", "3"],
+        "seed4": ["--schedule-seed", "4", "--threads", "1"],
+    }.items():
+        value = llmc(
+            "eval", artifact, "--input-ids", "ids.safetensors", "--logits-out", f"{name}.safetensors", *args, "--json"
+        ).json
         assert value["shape"] == [3, 75, tiny.VOCAB]
         made[name] = load_file(here / f"{name}.safetensors")["logits"]
         assert made[name].dtype == np.float32
@@ -126,11 +133,23 @@ def test_teacher_forced_logits_are_the_same_by_every_schedule(llmc, artifact, so
     np.testing.assert_allclose(made["whole"], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("tensors", [{}, {"other": np.zeros((1, 4), np.int64)}, {"input_ids": np.zeros(4, np.int64)}, {"input_ids": np.zeros((1, 4), np.float32)}, {"input_ids": np.zeros((0, 4), np.int64)}, {"input_ids": np.zeros((1, tiny.CONTEXT + 1), np.int64)}, {"input_ids": np.full((1, 4), tiny.VOCAB)}, {"input_ids": np.full((1, 4), -1)}], ids=str)
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"other": np.zeros((1, 4), np.int64)},
+        {"input_ids": np.zeros(4, np.int64)},
+        {"input_ids": np.zeros((1, 4), np.float32)},
+        {"input_ids": np.zeros((0, 4), np.int64)},
+        {"input_ids": np.zeros((1, tiny.CONTEXT + 1), np.int64)},
+        {"input_ids": np.full((1, 4), tiny.VOCAB)},
+        {"input_ids": np.full((1, 4), -1)},
+    ],
+    ids=str,
+)
 def test_wrong_ids_are_refused(llmc, artifact, here, tensors):
-    from safetensors.numpy import save_file
-
     from llmc.cli.main import run
+    from safetensors.numpy import save_file
 
     save_file(tensors, here / "ids.safetensors")
     assert run(["eval", str(artifact), "--input-ids", "ids.safetensors", "--logits-out", "out.safetensors"]) in (2, 4)

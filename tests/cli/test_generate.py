@@ -6,7 +6,6 @@ import io
 import sys
 
 import pytest
-
 from server import tiny
 
 PROMPT = "The keeper of the lighthouse"
@@ -30,17 +29,30 @@ def test_the_answer(generate, model):
     value = generate("--prompt", PROMPT, "--max-tokens", 20)
     expected = model.generate(PROMPT, max_tokens=20)
     assert set(value) >= KEYS
-    assert (value["text"], value["token_ids"], value["prompt_tokens"], value["finish_reason"]) == (expected.text, expected.token_ids, expected.prompt_tokens, "length")
+    assert (value["text"], value["token_ids"], value["prompt_tokens"], value["finish_reason"]) == (
+        expected.text,
+        expected.token_ids,
+        expected.prompt_tokens,
+        "length",
+    )
     assert set(value["seconds"]) == {"load", "first_token", "total"}
     assert 0 < value["seconds"]["load"] <= value["seconds"]["first_token"] <= value["seconds"]["total"]
 
 
 def test_without_json_the_text_is_streamed_to_stdout(llmc, artifact, model):
-    assert llmc("generate", artifact, "--prompt", PROMPT, "--max-tokens", "20").out == model.generate(PROMPT, max_tokens=20).text + "\n"
+    assert (
+        llmc("generate", artifact, "--prompt", PROMPT, "--max-tokens", "20").out
+        == model.generate(PROMPT, max_tokens=20).text + "\n"
+    )
 
 
 def test_threads_do_not_change_a_bit(generate):
-    assert len({tuple(generate("--prompt", PROMPT, "--threads", n, "--temperature", 1, "--seed", 2)["token_ids"]) for n in (1, 2, 3)}) == 1
+    assert (
+        len(
+            {tuple(generate("--prompt", PROMPT, "--threads", n, "--temperature", 1, "--seed", 2)["token_ids"]) for n in (1, 2, 3)}
+        )
+        == 1
+    )
 
 
 def test_a_prompt_from_a_file_and_from_standard_input(generate, here, monkeypatch):
@@ -68,7 +80,10 @@ def test_token_ids_as_a_prompt(generate, model):
 def test_a_seed_makes_sampling_repeatable(generate):
     a, b, c = (generate("--prompt", PROMPT, "--temperature", "1", "--seed", s)["token_ids"] for s in (1, 1, 2))
     assert a == b != c
-    assert generate("--prompt", PROMPT, "--temperature", "1", "--seed", "1", "--top-p", "0.000001")["token_ids"] == generate("--prompt", PROMPT)["token_ids"]
+    assert (
+        generate("--prompt", PROMPT, "--temperature", "1", "--seed", "1", "--top-p", "0.000001")["token_ids"]
+        == generate("--prompt", PROMPT)["token_ids"]
+    )
 
 
 def test_stop(generate):
@@ -112,7 +127,23 @@ def test_a_prompt_longer_than_a_step():
     import subprocess
 
     ids = [5 + i % 300 for i in range(700)]
-    done = subprocess.run([sys.executable, "-c", "from llmc.cli.main import main; main()", "generate", str(tiny.artifact()), "--input-ids", ",".join(map(str, ids)), "--max-tokens", "2", "--json"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from llmc.cli.main import main; main()",
+            "generate",
+            str(tiny.artifact()),
+            "--input-ids",
+            ",".join(map(str, ids)),
+            "--max-tokens",
+            "2",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, (done.returncode, done.stderr[-300:])
     assert json.loads(done.stdout)["prompt_tokens"] == 700
 
@@ -129,7 +160,9 @@ def test_without_a_tokenizer(llmc, fails, generate):
 
 
 def test_chat_in_a_pipe(llmc, artifact, monkeypatch, here):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/save talk.txt\n/system Be brief.\nTwo \\\nlines\n/new\n/unknown\n\n/exit\nnot read\n"))
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("Hello\n/save talk.txt\n/system Be brief.\nTwo \\\nlines\n/new\n/unknown\n\n/exit\nnot read\n")
+    )
     done = llmc("chat", artifact, "--max-tokens", "5", "--seed", "1")
     assert len(done.out) > 2
     assert (here / "talk.txt").read_text().startswith("user: Hello\n\nassistant: ")

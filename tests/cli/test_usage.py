@@ -10,7 +10,22 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("compile", "run", "generate", "chat", "eval", "bench", "inspect", "verify", "sign", "opt", "explain", "export", "tune", "doctor")
+COMMANDS = (
+    "compile",
+    "run",
+    "generate",
+    "chat",
+    "eval",
+    "bench",
+    "inspect",
+    "verify",
+    "sign",
+    "opt",
+    "explain",
+    "export",
+    "tune",
+    "doctor",
+)
 OPTIONS = {
     "compile": "--out --quant --dtype --kv-dtype --scheme --activations --group-size --asymmetric --algorithm --calibration --target-size --plot --target --gpu-layers --cc --tuning --context --weights --lora --trust-remote-code --max-kl --strict --dump-ir --recipe --json --debug",
     "run": "--host --port --kv-cache --max-batch --served-model-name --api-key --drain --verify --threads --target --isa",
@@ -89,7 +104,7 @@ def test_impossible_usage_is_2(fails, source, artifact, here, args):
 @pytest.mark.parametrize(
     "args",
     [
-        *(["compile", "SRC", "-o", "x.llmc", *rest] for rest in (["--algorithm", "gptq"], ["--algorithm", "awq"], ["--target", "cuda:sm_90"], ["--target", "rocm:gfx942"], ["--target", "cpu:x86-64-amx"], ["--quant", "auto"], ["--quant", "nf4"], ["--quant", "fp8"], ["--quant", "mxfp4"], ["--quant", "int4:tensor"],
+        *(["compile", "SRC", "-o", "x.llmc", *rest] for rest in (["--algorithm", "gptq"], ["--algorithm", "awq"], ["--target", "cuda:sm_90"], ["--target", "rocm:gfx942"], ["--quant", "auto"], ["--quant", "nf4"], ["--quant", "fp8"], ["--quant", "mxfp4"], ["--quant", "int4:tensor"],
           ["--kv-dtype", "fp8"], ["--lora", "x"], ["--gpu-layers", "3"], ["--tuning", "t.json"], ["--calibration", "f"], ["--target-size", "80MB"], ["--plot", "f.svg"])),
         *(["export", "x", "--from", "SRC", "--format", f] for f in ("gptq", "awq", "gguf", "compressed-tensors")), ["tune", "-o", "t.json"],
     ],
@@ -113,14 +128,27 @@ def test_a_missing_extra_names_the_distribution(llmc, artifact, source, monkeypa
 
 @pytest.mark.parametrize(
     ("args", "status"),
-    [(["--help"], 0), (["doctor", "--json"], 0), (["inspect", "/no/such.llmc", "--json"], 4), (["compil"], 2), (["generate", "ART", "--prompt", "The keeper", "--max-tokens", "4", "--json"], 0), ([], None)],
+    [
+        (["--help"], 0),
+        (["doctor", "--json"], 0),
+        (["inspect", "/no/such.llmc", "--json"], 4),
+        (["compil"], 2),
+        (["generate", "ART", "--prompt", "The keeper", "--max-tokens", "4", "--json"], 0),
+        ([], None),
+    ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else str(v),
 )
 def test_the_executable(artifact, args, status):
     command = Path(sys.executable).parent / "llmc"
     if not command.exists():
         pytest.skip("llmc is not installed as a command here")
-    done = subprocess.run([str(command), *[str(artifact) if a == "ART" else a for a in args]], capture_output=True, text=True, timeout=120, env=os.environ)
+    done = subprocess.run(
+        [str(command), *[str(artifact) if a == "ART" else a for a in args]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ,
+    )
     assert "Traceback" not in done.stderr
     assert done.returncode in ((0, 2) if status is None else (status,))
     if "--json" in args:
@@ -136,7 +164,12 @@ def test_no_command_shows_the_help(llmc, capsys):
 
 
 def test_a_closed_pipe_is_no_error(artifact):
-    done = subprocess.run(["bash", "-c", f"{sys.executable} -c 'from llmc.cli.main import main; main()' inspect {artifact} | head -c 10"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c 'from llmc.cli.main import main; main()' inspect {artifact} | head -c 10"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 

@@ -6,12 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import llmc
 import numpy as np
 import pytest
 from harnessed import build_and_run, expected
 from models import save_checkpoint
-
-import llmc
 
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-mcpu=generic+v8_2a+dotprod+fullfp16", "-static"]

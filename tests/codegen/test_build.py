@@ -39,7 +39,16 @@ def test_rendering_does_not_depend_on_the_order_of_hash_tables():
     """Two processes with other hash seeds render the same source: no set's order gets out."""
     program = "import sys; sys.path[:0] = sys.argv[1:]; from test_build import small; from llmc.codegen.cpu.render import render; import hashlib; print(hashlib.sha256(repr(sorted(render(small(), 'bf16').sources.items())).encode()).hexdigest())"
     folder = str(build_module.Path(__file__).parent)
-    made = {subprocess.run([sys.executable, "-c", program, folder, f"{folder}/.."], capture_output=True, text=True, check=True, env={**build_module.os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("0", "1")}
+    made = {
+        subprocess.run(
+            [sys.executable, "-c", program, folder, f"{folder}/.."],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**build_module.os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("0", "1")
+    }
     assert len(made) == 1
 
 
@@ -89,7 +98,9 @@ def test_buffers_that_share_a_slot_are_never_alive_together(lowered_graphs):
         assert len(slots) < len(life), f"{key}: nothing is shared"
 
 
-@pytest.mark.parametrize(("codes", "count"), [("abcabcabc", 1), ("xababab", 2), ("aaaa", 1), ("", 0), ("abc", 1), ("abababxcdcd", 3)])
+@pytest.mark.parametrize(
+    ("codes", "count"), [("abcabcabc", 1), ("xababab", 2), ("aaaa", 1), ("", 0), ("abc", 1), ("abababxcdcd", 3)]
+)
 def test_repeated_layers_are_found_and_nothing_is_lost(codes, count):
     found = _periods(list(codes))
     assert "".join(codes[s : s + p] * n for s, p, n in found) == codes and len(found) == count

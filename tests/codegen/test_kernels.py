@@ -87,7 +87,9 @@ class Case:
         y, size = x @ w.T, np.abs(x) @ np.abs(w).T
         if self.scheme.asymmetric and self.scheme.activations != "int8":
             codes = quantize(torch.as_tensor(self.w), self.scheme)
-            top = (codes.scales.abs() * 15).amax(-1).double().numpy()  # codes and zero points are summed apart, each up to 15 scales
+            top = (
+                (codes.scales.abs() * 15).amax(-1).double().numpy()
+            )  # codes and zero points are summed apart, each up to 15 scales
             size = size + np.abs(x).sum(-1, keepdims=True) * top
         if "bias" in self.operands:
             y = y + self.operands["bias"]
@@ -103,7 +105,9 @@ class Case:
 
     @property
     def bound(self):
-        return PRODUCT[f"norm/{self.scheme.activations}" if self.fields.get("norm") and self.scheme.activations in ("bf16", "int8") else ""]
+        return PRODUCT[
+            f"norm/{self.scheme.activations}" if self.fields.get("norm") and self.scheme.activations in ("bf16", "int8") else ""
+        ]
 
 
 VARIANTS = {
@@ -114,7 +118,15 @@ VARIANTS = {
     "rms unweighted": {"norm": "rms", "eps": 1e-6},
     "layer": {"norm": "layer", "eps": 1e-5, "norm_weight": True, "norm_bias": True, "bias": True},
     "gated": {"act": "silu", "gated": True},
-    "gated with all": {"act": "gelu_tanh", "gated": True, "bias": True, "residual": True, "norm": "rms", "eps": 1e-5, "norm_weight": True},
+    "gated with all": {
+        "act": "gelu_tanh",
+        "gated": True,
+        "bias": True,
+        "residual": True,
+        "norm": "rms",
+        "eps": 1e-5,
+        "norm_weight": True,
+    },
 }
 
 
@@ -157,7 +169,9 @@ def test_every_activation(tmp_path, random):
     program.close()
 
 
-@pytest.mark.parametrize("text", ["f32", "bf16/bf16", "f16", "int4:g32/bf16", "int4:g64:asym/bf16", "int8:channel/bf16", "int4:channel/bf16"])
+@pytest.mark.parametrize(
+    "text", ["f32", "bf16/bf16", "f16", "int4:g32/bf16", "int4:g64:asym/bf16", "int8:channel/bf16", "int4:channel/bf16"]
+)
 def test_experts(text, tmp_path, random):
     """Tokens spread over experts unevenly; each token's sum over its experts against float64."""
     scheme, E, K, F, J = parse_scheme(text), 5, 70, 44, 2
@@ -166,10 +180,21 @@ def test_experts(text, tmp_path, random):
     value = b.add(View(f"T,{K}"), b.table("x", x))
     weight, index = b.rewriter.add(Topk(J), (b.add(View(f"T,{E}"), b.table("scores", scores)),))
     made = {}
-    for gate, extra in (("halves", {"act": "silu"}), ("interleaved", {"act": "silu", "limit": 2.0, "alpha": 1.702, "bias": True}), ("", {"act": "relu"})):
+    for gate, extra in (
+        ("halves", {"act": "silu"}),
+        ("interleaved", {"act": "silu", "limit": 2.0, "alpha": 1.702, "bias": True}),
+        ("", {"act": "relu"}),
+    ):
         width = F if not gate else 2 * F
-        w_in, w_out = random.normal(size=(E, width, K)).astype(np.float32) / 8, random.normal(size=(E, K, F)).astype(np.float32) / 6
-        biases = [random.normal(size=(E, width)).astype(np.float32), random.normal(size=(E, K)).astype(np.float32)] if extra.get("bias") else []
+        w_in, w_out = (
+            random.normal(size=(E, width, K)).astype(np.float32) / 8,
+            random.normal(size=(E, K, F)).astype(np.float32) / 6,
+        )
+        biases = (
+            [random.normal(size=(E, width)).astype(np.float32), random.normal(size=(E, K)).astype(np.float32)]
+            if extra.get("bias")
+            else []
+        )
         op = Experts(gate=gate, scheme=text, **extra)
         name = gate or "plain"
         p_in, p_out = b.param(f"{name}.in", w_in), b.param(f"{name}.out", w_out)
@@ -192,7 +217,12 @@ def test_experts(text, tmp_path, random):
                     total += s[t, e] * (h @ c.T + (biases[1][e] if biases else 0))
                     size += np.abs(s[t, e]) * (np.abs(h) @ np.abs(c).T + 1) * 3
                 error = np.abs(got[name][t] - total) / size
-                assert error.max() <= PRODUCT["experts/bf16" if scheme.activations == "bf16" else "experts"], (name, count, t, error.max())
+                assert error.max() <= PRODUCT["experts/bf16" if scheme.activations == "bf16" else "experts"], (
+                    name,
+                    count,
+                    t,
+                    error.max(),
+                )
     program.close()
 
 
@@ -218,12 +248,17 @@ def test_attention(heads, groups, dk, dv, tmp_path, random):
         fields = dict(fields)
         pairs = fields.pop("pairs", dk // 2)
         op = FusedAttention(0, dk**-0.5, **fields)
-        q, k, v = (random.normal(size=(TOKENS, h * d)).astype(np.float32) * 1.5 for h, d in ((heads, dk), (groups, dk), (groups, dv)))
+        q, k, v = (
+            random.normal(size=(TOKENS, h * d)).astype(np.float32) * 1.5 for h, d in ((heads, dk), (groups, dk), (groups, dv))
+        )
         vectors = {"q_norm": dk, "k_norm": dk, "sinks": heads, "slopes": heads}
         extra = {n: random.normal(size=s).astype(np.float32) for n, s in vectors.items() if fields.get(n)}
         frequencies = (10000.0 ** (-np.arange(pairs) / pairs)).astype(np.float32)
         key = name.replace(" ", "_")
-        operands = [b.add(View(f"1,T,{h},{d}"), b.table(f"{key}.{n}", x)) for n, x, h, d in (("q", q, heads, dk), ("k", k, groups, dk), ("v", v, groups, dv))]
+        operands = [
+            b.add(View(f"1,T,{h},{d}"), b.table(f"{key}.{n}", x))
+            for n, x, h, d in (("q", q, heads, dk), ("k", k, groups, dk), ("v", v, groups, dv))
+        ]
         if fields.get("rope"):
             operands.append(b.add(RopeTable(1.25), b.positions, b.param(f"{key}.f", frequencies)))
         operands += [b.param(f"{key}.{n}", x) for n, x in extra.items()]
@@ -241,11 +276,20 @@ def test_attention(heads, groups, dk, dv, tmp_path, random):
         results.append({name: np.concatenate([p[name] for p in parts]) for name in made})
     context = Context.single(length, wide=torch.float64)
     for name, (op, q, k, v, frequencies, extra) in made.items():
-        operands = [torch.as_tensor(x[tokens]).double().reshape(1, length, h, -1) for x, h in ((q, heads), (k, groups), (v, groups))]
+        operands = [
+            torch.as_tensor(x[tokens]).double().reshape(1, length, h, -1) for x, h in ((q, heads), (k, groups), (v, groups))
+        ]
         if op.rope:
             operands += RopeTable(1.25).reference(context, torch.arange(length)[None], torch.as_tensor(frequencies))
-        expected = op.reference(context, *operands, *[torch.as_tensor(x).double() for x in extra.values()])[0].reshape(length, -1).numpy()
-        assert np.abs(results[0][name] - expected).max() <= 1e-5 * max(1, np.abs(expected).max()), (name, np.abs(results[0][name] - expected).max())
+        expected = (
+            op.reference(context, *operands, *[torch.as_tensor(x).double() for x in extra.values()])[0]
+            .reshape(length, -1)
+            .numpy()
+        )
+        assert np.abs(results[0][name] - expected).max() <= 1e-5 * max(1, np.abs(expected).max()), (
+            name,
+            np.abs(results[0][name] - expected).max(),
+        )
         for result in results[1:]:
             assert result[name].tobytes() == results[0][name].tobytes(), f"{name}: parts differ from the whole"
     program.close()

@@ -110,4 +110,10 @@ def test_views_over_tokens(t, heads, width):
 
 
 def test_storage():
-    assert {d: storage(d) for d in ("bf16", "f64", "i32", "u8", "bool")} == {"bf16": "f32", "f64": "f32", "i32": "i64", "u8": "i64", "bool": "bool"}
+    assert {d: storage(d) for d in ("bf16", "f64", "i32", "u8", "bool")} == {
+        "bf16": "f32",
+        "f64": "f32",
+        "i32": "i64",
+        "u8": "i64",
+        "bool": "bool",
+    }

@@ -57,7 +57,22 @@ def unpacked(data, n, k, kind):
     return words >> (4 * ((v % 8) // 2) + 16 * (v % 2)) & 15
 
 
-@given(SIZES, st.sampled_from(["int8:channel/bf16", "int8:g64/bf16", "int8/int8", "int4:g32/int8", "int4:g64:asym/int8", "int4:g64/bf16", "int4:channel:asym/bf16", "int4:g128:asym/bf16"]), st.integers(0, 1 << 32))
+@given(
+    SIZES,
+    st.sampled_from(
+        [
+            "int8:channel/bf16",
+            "int8:g64/bf16",
+            "int8/int8",
+            "int4:g32/int8",
+            "int4:g64:asym/int8",
+            "int4:g64/bf16",
+            "int4:channel:asym/bf16",
+            "int4:g128:asym/bf16",
+        ]
+    ),
+    st.integers(0, 1 << 32),
+)
 def test_codes_scales_and_zeros(size, text, seed):
     n, k = size
     scheme = parse_scheme(text)
@@ -91,7 +106,9 @@ def test_gate_and_up_take_turns_by_tiles(half, k):
     assert made.shape == (2 * padded, k)
     for f in range(padded):
         gate, up = made[f // 16 * 32 + f % 16], made[f // 16 * 32 + 16 + f % 16]
-        assert torch.equal(gate, rows[f] if f < half else torch.zeros(k)) and torch.equal(up, rows[half + f] if f < half else torch.zeros(k))
+        assert torch.equal(gate, rows[f] if f < half else torch.zeros(k)) and torch.equal(
+            up, rows[half + f] if f < half else torch.zeros(k)
+        )
 
 
 @given(st.integers(1, 100), st.sampled_from([16, 32]))

@@ -6,17 +6,35 @@ import shutil
 import sys
 from pathlib import Path
 
+import llmc
 import numpy as np
 import pytest
 from harnessed import build_and_run, expected
+from llmc.runtime.cpu_info import available_levels
 from models import save_checkpoint
 
-import llmc
-from llmc.runtime.cpu_info import available_levels
-
 FLAGS = ["-std=gnu11", "-O1", "-g", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-w"]
-GCC = ["gcc", "-march=x86-64-v3", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-sanitize=alignment", *FLAGS]
-ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v3", "-fsanitize=undefined", "-fsanitize-trap=undefined", "-fno-sanitize=alignment", *FLAGS]
+GCC = [
+    "gcc",
+    "-march=x86-64-v3",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-sanitize=alignment",
+    *FLAGS,
+]
+ZIG = [
+    sys.executable,
+    "-m",
+    "ziglang",
+    "cc",
+    "-target",
+    "x86_64-linux-gnu.2.28",
+    "-mcpu=x86_64_v3",
+    "-fsanitize=undefined",
+    "-fsanitize-trap=undefined",
+    "-fno-sanitize=alignment",
+    *FLAGS,
+]
 FEW = [("llama", "int4:g32/int8"), ("gpt_oss", "none")]
 MANY = [(k, q) for k in ("qwen3", "gemma2", "gpt_neox", "mixtral", "gpt2") for q in ("none", "int4", "int8")]
 

@@ -15,10 +15,32 @@ from llmc.runtime.cpu_info import available_levels
 from tolerances import ULP
 
 HERE = tuple(name for name in available_levels() if name in LEVELS)
-VECTOR = ("exp", "log", "sqrt", "sigmoid", "tanh", "erf", "log1p", "expm1", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "softplus", "rint", "round_bf16", "abs")
+VECTOR = (
+    "exp",
+    "log",
+    "sqrt",
+    "sigmoid",
+    "tanh",
+    "erf",
+    "log1p",
+    "expm1",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "softplus",
+    "rint",
+    "round_bf16",
+    "abs",
+)
 HARNESS = (
     '#include "vec.h"\n#define EXPORT __attribute__((visibility("default")))\n'
-    + "".join(f"EXPORT void f_{n}(const float *x, float *y, int n) {{ for (int i = 0; i < n; i += 16) store16(y + i, {n}{'16' if n != 'round_bf16' else ''}(load16(x + i))); }}\n" for n in VECTOR)
+    + "".join(
+        f"EXPORT void f_{n}(const float *x, float *y, int n) {{ for (int i = 0; i < n; i += 16) store16(y + i, {n}{'16' if n != 'round_bf16' else ''}(load16(x + i))); }}\n"
+        for n in VECTOR
+    )
     + "EXPORT void f_sincos(const float *x, float *s, float *c, int n) { for (int i = 0; i < n; i++) sincos1(x[i], s + i, c + i); }\n"
     + "EXPORT void f_bf16_bits(const float *x, uint16_t *y, int n) { for (int i = 0; i < n; i++) y[i] = bf16_bits(x[i]); }\n"
     + "EXPORT void f_sums(const float *x, float *s, float *m, int n) { for (int i = 0; i < n; i += 16) { s[i / 16] = sum16(load16(x + i)); m[i / 16] = hmax16(load16(x + i)); } }\n"
@@ -38,7 +60,11 @@ def libraries(tmp_path_factory):
     made = {}
     for level in HERE:
         out = folder / f"{level}.so"
-        subprocess.run([sys.executable, "-m", "ziglang", "cc", *LEVELS[level].zig, *FLAGS, f"-I{TEMPLATES}", "-o", str(out), "harness.c"], cwd=folder, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", *LEVELS[level].zig, *FLAGS, f"-I{TEMPLATES}", "-o", str(out), "harness.c"],
+            cwd=folder,
+            check=True,
+        )
         made[level] = ctypes.CDLL(str(out))
     return made
 
@@ -48,7 +74,9 @@ def call(library, name, x, outs=1, dtype=np.float32):
     padded = np.zeros(-(-x.size // 16) * 16, np.float32)
     padded[: x.size] = x
     results = [np.zeros(padded.size, dtype) for _ in range(outs)]
-    getattr(library, f"f_{name}")(ctypes.c_void_p(padded.ctypes.data), *[ctypes.c_void_p(r.ctypes.data) for r in results], ctypes.c_int(padded.size))
+    getattr(library, f"f_{name}")(
+        ctypes.c_void_p(padded.ctypes.data), *[ctypes.c_void_p(r.ctypes.data) for r in results], ctypes.c_int(padded.size)
+    )
     return [r[: x.size] for r in results] if outs > 1 else results[0][: x.size]
 
 
@@ -63,13 +91,27 @@ def wide(random, low, high, count=200_000):
     return np.clip(np.concatenate([even, small]), low, high).astype(np.float32)
 
 
-RANGES = {"exp": (-103.9, 88.7), "sigmoid": (-87, 87), "tanh": (-20, 20), "erf": (-6, 6), "silu": (-80, 300), "quick_gelu": (-3, 300), "softplus": (-80, 100), "expm1": (-20, 88), "log1p": (-0.999, 1e6)}
+RANGES = {
+    "exp": (-103.9, 88.7),
+    "sigmoid": (-87, 87),
+    "tanh": (-20, 20),
+    "erf": (-6, 6),
+    "silu": (-80, 300),
+    "quick_gelu": (-3, 300),
+    "softplus": (-80, 100),
+    "expm1": (-20, 88),
+    "log1p": (-0.999, 1e6),
+}
 
 
 @pytest.mark.parametrize("level", HERE)
 @pytest.mark.parametrize("name", [*RANGES, "log"])
 def test_within_units_of_the_last_place(name, level, libraries, random):
-    x = wide(random, *RANGES[name]) if name != "log" else random.integers(1, 0x7F7FFFFF, 400_000).astype(np.uint32).view(np.float32)
+    x = (
+        wide(random, *RANGES[name])
+        if name != "log"
+        else random.integers(1, 0x7F7FFFFF, 400_000).astype(np.uint32).view(np.float32)
+    )
     got, wanted = call(libraries[level], name, x).astype(np.float64), exact(name, x)
     ulp = np.abs(got - wanted) / np.spacing(np.maximum(np.abs(wanted), 1.2e-38).astype(np.float32)).astype(np.float64)
     worst = int(np.nanargmax(np.where(np.isfinite(ulp), ulp, np.inf)))
@@ -132,7 +174,9 @@ def test_nan_stays_nan(name, level, libraries):
 def test_sums_and_maxima_of_lanes(level, libraries, random):
     x = random.normal(size=1600).astype(np.float32)
     s, m = call(libraries[level], "sums", x, outs=2)
-    assert np.allclose(s[:100], x.reshape(-1, 16).astype(np.float64).sum(1), atol=1e-5) and np.array_equal(m[:100], x.reshape(-1, 16).max(1))
+    assert np.allclose(s[:100], x.reshape(-1, 16).astype(np.float64).sum(1), atol=1e-5) and np.array_equal(
+        m[:100], x.reshape(-1, 16).max(1)
+    )
 
 
 @pytest.mark.skipif(len(HERE) < 2, reason="this CPU runs one level only")

@@ -25,7 +25,11 @@ def run(name, *inputs, positions=None, sequences=None, **attributes):
     inferred = op.infer(*(TensorType(IR_DTYPE[t.dtype], tuple(t.shape)) for t in inputs))
     outs = op.reference(context, *inputs)
     for kind, out in zip(inferred, outs, strict=True):
-        assert tuple(out.shape) == kind.concrete(context.sizes) and IR_DTYPE[out.dtype] == kind.dtype, (kind, out.shape, out.dtype)
+        assert tuple(out.shape) == kind.concrete(context.sizes) and IR_DTYPE[out.dtype] == kind.dtype, (
+            kind,
+            out.shape,
+            out.dtype,
+        )
     return outs if len(outs) > 1 else outs[0]
 
 
@@ -171,7 +175,21 @@ def test_the_experts_of_gpt_oss(draw):
     x, w_in, w_out = draw(T, 4) * 9, draw(1, 6, 4), draw(1, 4, 3)
     g, u = (x @ w_in[0].T)[:, 0::2].clamp(max=7.0), (x @ w_in[0].T)[:, 1::2].clamp(-7.0, 7.0)
     wanted = ((u + 1) * g * torch.sigmoid(1.702 * g)) @ w_out[0].T
-    same(run("experts", x, torch.zeros(T, 1, dtype=torch.int64), torch.ones(T, 1, dtype=torch.float64), w_in, w_out, act="silu", gate="interleaved", limit=7.0, alpha=1.702), wanted)
+    same(
+        run(
+            "experts",
+            x,
+            torch.zeros(T, 1, dtype=torch.int64),
+            torch.ones(T, 1, dtype=torch.float64),
+            w_in,
+            w_out,
+            act="silu",
+            gate="interleaved",
+            limit=7.0,
+            alpha=1.702,
+        ),
+        wanted,
+    )
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -186,11 +204,26 @@ def test_rotation_is_complex_multiplication(interleaved, offset, draw):
     pairs = torch.complex(part[..., 0::2], part[..., 1::2]) if interleaved else torch.complex(part[..., :3], part[..., 3:])
     turned = pairs * torch.complex(table[:, :, 0], table[:, :, 1]).to(torch.complex128)[:, :, None]
     wanted = x.clone()
-    wanted[..., offset : offset + 6] = torch.stack([turned.real, turned.imag], -1).flatten(-2) if interleaved else torch.cat([turned.real, turned.imag], -1)
+    wanted[..., offset : offset + 6] = (
+        torch.stack([turned.real, turned.imag], -1).flatten(-2) if interleaved else torch.cat([turned.real, turned.imag], -1)
+    )
     same(run("rope", x, table.double(), interleaved=interleaved, offset=offset), wanted)
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 3}, {"chunk": 2}, {"softcap": 2.0}, {"sinks": True}, {"slopes": True}, {"window": 2, "softcap": 1.0, "sinks": True, "slopes": True}, {"causal": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window": 3},
+        {"chunk": 2},
+        {"softcap": 2.0},
+        {"sinks": True},
+        {"slopes": True},
+        {"window": 2, "softcap": 1.0, "sinks": True, "slopes": True},
+        {"causal": False},
+    ],
+    ids=str,
+)
 def test_attention_one_query_at_a_time(options, draw):
     """Two packed sequences; every query by itself, with a loop over its keys."""
     q, k, v, sinks, slopes = draw(1, T, 4, 5), draw(1, T, 2, 5), draw(1, T, 2, 3), draw(4), draw(4)
@@ -226,7 +259,26 @@ def test_fused_attention_norms_and_turns_first(draw):
     table = run("rope_table", torch.arange(T)[None], torch.tensor([1.0, 0.1])).double()
     turn = lambda x, w: run("rope", run("rms_norm", x, w, eps=1e-3), table, interleaved=True, offset=1)  # noqa: E731
     wanted = run("attention", turn(q, qw), turn(k, kw), v, cache=0, scale=0.4)
-    same(run("fused_attention", q, k, v, table, qw, kw, cache=0, scale=0.4, rope=True, interleaved=True, offset=1, q_norm=True, k_norm=True, eps=1e-3), wanted)
+    same(
+        run(
+            "fused_attention",
+            q,
+            k,
+            v,
+            table,
+            qw,
+            kw,
+            cache=0,
+            scale=0.4,
+            rope=True,
+            interleaved=True,
+            offset=1,
+            q_norm=True,
+            k_norm=True,
+            eps=1e-3,
+        ),
+        wanted,
+    )
 
 
 WRONG = [

@@ -129,7 +129,10 @@ def test_the_verifier_finds_what_a_text_cannot_say():
     cases = {
         "used before it is defined": replace(graph, nodes=(*rest, first)),
         "defined twice": replace(graph, nodes=(first, *graph.nodes)),
-        "used as": replace(graph, nodes=(replace(first, inputs=(replace(first.inputs[0], type=TensorType("f32", (1, 2, 64))), first.inputs[1])), *rest)),
+        "used as": replace(
+            graph,
+            nodes=(replace(first, inputs=(replace(first.inputs[0], type=TensorType("f32", (1, 2, 64))), first.inputs[1])), *rest),
+        ),
         "must start with '@'": replace(graph, params=(*graph.params, Value("%p", TensorType("f32", ())))),
         "is not a parameter": replace(graph, constants={**graph.constants, "@none": (1,)}),
         "which nothing defines": replace(graph, outputs=(Value("%77", TensorType("f32", ())),)),

@@ -23,7 +23,25 @@ def test_a_type_is_read_back(kind):
     assert TensorType.parse(str(kind)) == kind
 
 
-@pytest.mark.parametrize("text", ["", "f32", "f32[", "f32]", "f33[1]", "[1]", "f32[-1]", "f32[1.5]", "f32[T*2]", "f32[2*]", "f32[1,,2]", "f32[1][2]", "f32[2**T]", "f32[ ,]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "f32",
+        "f32[",
+        "f32]",
+        "f33[1]",
+        "[1]",
+        "f32[-1]",
+        "f32[1.5]",
+        "f32[T*2]",
+        "f32[2*]",
+        "f32[1,,2]",
+        "f32[1][2]",
+        "f32[2**T]",
+        "f32[ ,]",
+    ],
+)
 def test_what_is_no_type(text):
     with pytest.raises(VerifyError):
         TensorType.parse(text)

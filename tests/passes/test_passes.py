@@ -39,7 +39,9 @@ def test_every_pass_preserves_values(key, front_end, random):
     sequences = torch.cat([torch.zeros(21, dtype=torch.int64), torch.ones(9, dtype=torch.int64)])
     graph = imported.graph
     expected = values(graph, params, tokens, positions, sequences)
-    bound = 1e-6 * max(1.0, float(expected.abs().max()))  # rope frequencies and attention's table are stored in float32: 2⁻²⁴ · 30 positions
+    bound = 1e-6 * max(
+        1.0, float(expected.abs().max())
+    )  # rope frequencies and attention's table are stored in float32: 2⁻²⁴ · 30 positions
     seen = set()
     for step in cpu_passes(imported.buffers, "", ()):
         graph = verify(step.run(graph), step.name)
@@ -90,7 +92,18 @@ def test_golden(name, front_end, request):
         assert file.is_file(), "run pytest --update-golden"
         assert text == file.read_text(), f"{file.name} differs: look at it, then run pytest --update-golden"
         assert parse_graph(text) is not None
-    if name in ("raise_norm", "raise_rope", "raise_activation", "quantize", "fuse_activation", "merge_linears", "fuse_residual", "fuse_attention", "fuse_norm", "widen"):
+    if name in (
+        "raise_norm",
+        "raise_rope",
+        "raise_activation",
+        "quantize",
+        "fuse_activation",
+        "merge_linears",
+        "fuse_residual",
+        "fuse_attention",
+        "fuse_norm",
+        "widen",
+    ):
         assert made["before"] != made["after"], f"{name} does nothing to a llama"
 
 
@@ -101,7 +114,22 @@ def test_passes_are_parsed_with_their_options():
     assert parse_passes("") == []
 
 
-@pytest.mark.parametrize(("text", "hint"), [("simplfy", "simplify"), ("quantise", "quantize"), ("simplify,raise_rop", "raise_rope"), ("quantize{schem=int4}", "scheme"), ("simplify{a=1}", ""), ("quantize{scheme}", "scheme"), ("simplify{", ""), ("{}", ""), ("simplify,,fuse_norm", ""), ("simplify}", ""), ("simplify;fuse_norm", "")])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("simplfy", "simplify"),
+        ("quantise", "quantize"),
+        ("simplify,raise_rop", "raise_rope"),
+        ("quantize{schem=int4}", "scheme"),
+        ("simplify{a=1}", ""),
+        ("quantize{scheme}", "scheme"),
+        ("simplify{", ""),
+        ("{}", ""),
+        ("simplify,,fuse_norm", ""),
+        ("simplify}", ""),
+        ("simplify;fuse_norm", ""),
+    ],
+)
 def test_wrong_passes_are_errors_that_name_the_nearest(text, hint):
     with pytest.raises(UsageError) as error:
         parse_passes(text)

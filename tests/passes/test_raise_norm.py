@@ -26,7 +26,15 @@ def norm(change="", eps=1e-6):
     if change == "layer":
         source = f32("sub", x, b.add(Reduce("mean", (2,), True, "f32"), (x,))[0])
     square = f32("mul", source, y if change == "another factor" else source)
-    mean = b.add(Reduce("sum" if change == "sum" else "max" if change == "max" else "mean", (1,) if change == "over tokens" else (2,), True, "f32"), (square,))[0]
+    mean = b.add(
+        Reduce(
+            "sum" if change == "sum" else "max" if change == "max" else "mean",
+            (1,) if change == "over tokens" else (2,),
+            True,
+            "f32",
+        ),
+        (square,),
+    )[0]
     eps_value = b.add(Full("f32[]", eps), ())[0]
     total = f32("sub" if change == "minus eps" else "add", mean, eps_value)
     normed = f32("mul", y if change == "another value" else source, f32("sqrt" if change == "no reciprocal" else "rsqrt", total))

@@ -37,7 +37,9 @@ def default(width, theta=10000.0):
     return theta ** (-np.arange(0, width, 2) / width)
 
 
-@pytest.mark.parametrize(("key", "count"), [("llama", 4), ("mistral", 4), ("qwen3", 4), ("gemma2", 4), ("olmo2", 4), ("granite", 4)])
+@pytest.mark.parametrize(
+    ("key", "count"), [("llama", 4), ("mistral", 4), ("qwen3", 4), ("gemma2", 4), ("olmo2", 4), ("granite", 4)]
+)
 def test_plain_rotations(key, count, front_end):
     found = raised(front_end, key)
     assert len(found) == count
@@ -51,7 +53,9 @@ def test_llama3_frequencies(front_end):
     plain = default(16)
     wavelength = 2 * np.pi / plain
     smooth = (64 / wavelength - 1.0) / (4.0 - 1.0)
-    expected = np.where(wavelength > 64 / 1.0, plain / 8, np.where(wavelength < 64 / 4.0, plain, (1 - smooth) * plain / 8 + smooth * plain))
+    expected = np.where(
+        wavelength > 64 / 1.0, plain / 8, np.where(wavelength < 64 / 4.0, plain, (1 - smooth) * plain / 8 + smooth * plain)
+    )
     for _, table, frequencies in found:
         assert table.scale == 1.0 and np.allclose(frequencies, expected, rtol=1e-5)
     assert not np.allclose(expected, plain)
@@ -92,8 +96,13 @@ def test_gemma3s_layers_have_their_own_frequencies(front_end):
 def rotation_by_hand(broken):
     """A hand-made rotate-half of q and k, right or broken in one way, before an attention."""
     T = Sym("T")
-    ids, positions, rows = Value("%input_ids", TensorType("i64", (1, T))), Value("%position_ids", TensorType("i64", (1, T))), Value("%logits_rows", TensorType("i64", (Sym("R"),)))
+    ids, positions, rows = (
+        Value("%input_ids", TensorType("i64", (1, T))),
+        Value("%position_ids", TensorType("i64", (1, T))),
+        Value("%logits_rows", TensorType("i64", (Sym("R"),))),
+    )
     b = Rewriter(Graph((ids, positions, rows), (), (), ()))
+
     def add(op, *inputs):
         return b.add(op, inputs)[0]
 

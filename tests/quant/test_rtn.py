@@ -11,7 +11,12 @@ from hypothesis.extra import numpy as hnp
 from llmc.quant.algorithms.rtn import quantize
 from llmc.quant.scheme import parse_scheme
 
-TEXTS = [f"{kind}:{group}{asym}/bf16" for kind in ("int4", "int8") for group in ("g32", "g64", "g128", "channel") for asym in ("", ":asym")]
+TEXTS = [
+    f"{kind}:{group}{asym}/bf16"
+    for kind in ("int4", "int8")
+    for group in ("g32", "g64", "g128", "channel")
+    for asym in ("", ":asym")
+]
 # Below 1e-30 the inverse of a scale leaves float32: no checkpoint means such a number.
 VALUES = st.floats(-1000, 1000, width=32).map(lambda v: 0.0 if abs(v) < 1e-30 else v)
 MATRIX = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 140)), elements=VALUES)

@@ -23,8 +23,12 @@ def test_forms(text, scheme):
 
 SCHEMES = st.one_of(
     st.builds(Scheme, st.sampled_from(["f32", "f16", "bf16"]), activations=st.sampled_from(["", "f32", "bf16", "int8"])),
-    st.builds(Scheme, st.just("int4"), st.sampled_from([0, 32, 64, 128]), st.booleans(), st.sampled_from(["f32", "f16", "bf16", "int8"])),
-    st.builds(Scheme, st.just("int8"), st.sampled_from([0, 32, 64, 128]), st.just(False), st.sampled_from(["f32", "bf16", "int8"])),
+    st.builds(
+        Scheme, st.just("int4"), st.sampled_from([0, 32, 64, 128]), st.booleans(), st.sampled_from(["f32", "f16", "bf16", "int8"])
+    ),
+    st.builds(
+        Scheme, st.just("int8"), st.sampled_from([0, 32, 64, 128]), st.just(False), st.sampled_from(["f32", "bf16", "int8"])
+    ),
 )
 
 
@@ -33,7 +37,26 @@ def test_a_scheme_is_read_back(scheme):
     assert parse_scheme(str(scheme)) == scheme
 
 
-@pytest.mark.parametrize(("text", "hint"), [("int44", "int4"), ("bf61", "bf16"), ("int4/bf61", "bf16"), ("int4:chanel", "channel"), ("int4:assym", "asym"), ("int4:G64", "g64"), ("int4:64", "g64"), ("", "int4"), ("int4/", ""), ("bf16:g64", ""), ("f32:asym", ""), (":g64", ""), ("int4:", ""), ("int4:g64:", ""), ("int4:g64/bf16/int8", "")])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("int44", "int4"),
+        ("bf61", "bf16"),
+        ("int4/bf61", "bf16"),
+        ("int4:chanel", "channel"),
+        ("int4:assym", "asym"),
+        ("int4:G64", "g64"),
+        ("int4:64", "g64"),
+        ("", "int4"),
+        ("int4/", ""),
+        ("bf16:g64", ""),
+        ("f32:asym", ""),
+        (":g64", ""),
+        ("int4:", ""),
+        ("int4:g64:", ""),
+        ("int4:g64/bf16/int8", ""),
+    ],
+)
 def test_what_is_wrong_is_named_with_the_nearest_right_one(text, hint):
     with pytest.raises(UsageError) as error:
         parse_scheme(text)
@@ -47,7 +70,29 @@ def test_contradictions_are_refused(text):
         parse_scheme(text)
 
 
-@pytest.mark.parametrize("text", ["int2", "int3", "int5", "int6", "fp8", "fp8_e4m3", "mxfp4", "mxfp8", "nvfp4", "nf4", "int4:g16", "int4:g256", "int4:g0", "int4:tensor", "int8:block128", "int4/fp8", "int8:asym", "int8:asym/int8"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "int2",
+        "int3",
+        "int5",
+        "int6",
+        "fp8",
+        "fp8_e4m3",
+        "mxfp4",
+        "mxfp8",
+        "nvfp4",
+        "nf4",
+        "int4:g16",
+        "int4:g256",
+        "int4:g0",
+        "int4:tensor",
+        "int8:block128",
+        "int4/fp8",
+        "int8:asym",
+        "int8:asym/int8",
+    ],
+)
 def test_what_is_known_but_not_built_says_so(text):
     with pytest.raises(UnsupportedError):
         parse_scheme(text)

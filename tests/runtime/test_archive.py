@@ -91,7 +91,20 @@ def test_every_truncation_is_refused(path):
     data = path.read_bytes()
     with open_artifact(path) as artifact:
         starts = [m.offset for m in artifact.members.values()]
-    points = {0, 1, 3, 4, 30, len(data) - 1, len(data) - 64, len(data) - 65, len(data) - 86, len(data) - 106, len(data) - 162, len(data) - 163}
+    points = {
+        0,
+        1,
+        3,
+        4,
+        30,
+        len(data) - 1,
+        len(data) - 64,
+        len(data) - 65,
+        len(data) - 86,
+        len(data) - 106,
+        len(data) - 162,
+        len(data) - 163,
+    }
     points |= {s + d for s in starts for d in (-PAGE, -1, 0, 1, 2)} | set(range(0, len(data), 509))
     for size in sorted(p for p in points if 0 <= p < len(data)):
         refused(path, data[:size], f"{size} of {len(data)} bytes")
@@ -128,7 +141,26 @@ def test_swapped_pages_are_noticed(path):
     refused(path, data[PAGE : 2 * PAGE] + data[:PAGE] + data[2 * PAGE :], "two pages exchanged")
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../b", "a//b", "./a", "a\\b", "C:evil", ".hidden", "a/.ssh/key", "a b", "", "a/", "a\0b", "ä", "-rf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil",
+        "/etc/passwd",
+        "a/../b",
+        "a//b",
+        "./a",
+        "a\\b",
+        "C:evil",
+        ".hidden",
+        "a/.ssh/key",
+        "a b",
+        "",
+        "a/",
+        "a\0b",
+        "ä",
+        "-rf",
+    ],
+)
 def test_member_names_that_climb_or_hide_are_refused(tmp_path, name):
     path = with_manifest(tmp_path / "x.llmc", lambda m: m, files={name: b"x"})
     with pytest.raises(ArtifactError):
@@ -270,7 +302,9 @@ def test_hostile_weights_are_refused(tmp_path, case):
         read_everything(path)
 
 
-@pytest.mark.parametrize("listed", [None, 5, ["a"], [["a"]], [["a", 64, 1]], [[["a"], 64]], [["a", "64"]], [["a", -1]], {"a": 64}], ids=str)
+@pytest.mark.parametrize(
+    "listed", [None, 5, ["a"], [["a"]], [["a", 64, 1]], [[["a"], 64]], [["a", "64"]], [["a", -1]], {"a": 64}], ids=str
+)
 def test_hostile_lists_of_weights_are_refused(tmp_path, listed):
     path = with_manifest(tmp_path / "x.llmc", lambda m: {**m, "weights": listed}, weights=safetensors({"a": entry(0, 64)}))
     with pytest.raises(ArtifactError):
@@ -297,7 +331,11 @@ def test_loading_without_a_part_of_the_manifest_is_an_error_of_the_artifact(tiny
         llmc.load(made_by_hand(tmp_path / "x.llmc", ordered), kv_cache="1MiB").close()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"\0" * 10_000, b"PK\5\6" + bytes(18), bytes(range(256)) * 64], ids=["empty", "two bytes", "zeros", "empty zip", "pattern"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"\0" * 10_000, b"PK\5\6" + bytes(18), bytes(range(256)) * 64],
+    ids=["empty", "two bytes", "zeros", "empty zip", "pattern"],
+)
 def test_files_that_are_no_artifacts(tmp_path, content):
     (tmp_path / "x.llmc").write_bytes(content)
     with pytest.raises(ArtifactError):
@@ -323,7 +361,6 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     target = tmp_path / "old.llmc"
     target.write_bytes(b"old")
 
-
     with pytest.raises(TypeError):
         write_artifact(target, dict(BASE), {"a": "text is not bytes"}, None)  # type: ignore[dict-item]
     assert [p.name for p in tmp_path.iterdir()] == ["old.llmc"] and target.read_bytes() == b"old"
@@ -336,7 +373,9 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         weights = WeightsFile(tmp_path)
         weights.add("t", b"123")
-        write_artifact(tmp_path / name, {**BASE, "weights": weights.listed}, dict(reversed(FILES.items())) if name == "b" else FILES, weights)
+        write_artifact(
+            tmp_path / name, {**BASE, "weights": weights.listed}, dict(reversed(FILES.items())) if name == "b" else FILES, weights
+        )
         weights.close()
         out.append((tmp_path / name).read_bytes())
     assert out[0] == out[1]

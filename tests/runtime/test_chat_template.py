@@ -19,7 +19,15 @@ def test_a_common_template():
     assert render_chat(CHATML, MESSAGES, {}, add_generation_prompt=False).endswith("Hi<|im_end|>\n")
 
 
-@pytest.mark.parametrize("template", [CHATML, "{{ bos_token }}{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}[{{ m.content | trim }}]{% endfor %}", "{{ messages | tojson }}", "{%- set ns = namespace(x='') %}\n  {%- for m in messages %}\n    {%- set ns.x = ns.x + m.role %}\n  {%- endfor %}\n{{ ns.x }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        "{{ bos_token }}{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}[{{ m.content | trim }}]{% endfor %}",
+        "{{ messages | tojson }}",
+        "{%- set ns = namespace(x='') %}\n  {%- for m in messages %}\n    {%- set ns.x = ns.x + m.role %}\n  {%- endfor %}\n{{ ns.x }}",
+    ],
+)
 def test_the_text_is_that_of_transformers(template):
     """The reference is the function that the models' authors tested their templates with."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -69,7 +77,24 @@ def test_escapes_give_nothing_and_change_nothing(template):
     assert messages == MESSAGES
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "{{ nothing.at.all }}", "{{ 1 / 0 }}", "{{ 1 % 0 }}", "{{ '{}{}'.format(1) }}", "{{ 'a' + 1 }}", "{{ 'abc'.index('z') }}", "{{ messages | no_such_filter }}", "{% include 'x' %}", "{{ range(10 ** 9) | list }}", "{{ messages['x'].y }}", "{{ (10 ** 5000) | string }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if %}",
+        "{{ nothing.at.all }}",
+        "{{ 1 / 0 }}",
+        "{{ 1 % 0 }}",
+        "{{ '{}{}'.format(1) }}",
+        "{{ 'a' + 1 }}",
+        "{{ 'abc'.index('z') }}",
+        "{{ messages | no_such_filter }}",
+        "{% include 'x' %}",
+        "{{ range(10 ** 9) | list }}",
+        "{{ messages['x'].y }}",
+        "{{ (10 ** 5000) | string }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
 def test_a_broken_template_is_the_requests_error(template):
     """Whatever a template raises, the caller sees a RequestError: it becomes a 400, not a crash."""
     with pytest.raises(RequestError):
@@ -82,7 +107,10 @@ def test_a_long_text_is_refused(monkeypatch):
         render_chat("{% for i in range(2000) %}x{% endfor %}", MESSAGES, {})
 
 
-LOOPS = {"that prints": "{% for a in range(100000) %}{% for b in range(400) %}{{ '' }}{% endfor %}{% endfor %}", "that is silent": "{% for a in range(100000) %}{% for b in range(400) %}{% endfor %}{% endfor %}"}
+LOOPS = {
+    "that prints": "{% for a in range(100000) %}{% for b in range(400) %}{{ '' }}{% endfor %}{% endfor %}",
+    "that is silent": "{% for a in range(100000) %}{% for b in range(400) %}{% endfor %}{% endfor %}",
+}
 
 
 @pytest.mark.parametrize("kind", LOOPS)

@@ -57,7 +57,21 @@ def distribution(logits, q):
 
 
 def row(**settings):
-    return SamplingRow(**{"row": 0, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "seed": 0, "counter": 0, **settings})
+    return SamplingRow(
+        **{
+            "row": 0,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "top_k": 0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "seed": 0,
+            "counter": 0,
+            **settings,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +91,16 @@ def model(loaded):
 def logits(model, random):
     """One row of a fresh random prompt's logits, left in the executor for `sample`."""
     ids = random.integers(3, 256, 9).astype(np.int32)
-    model.executor.run(Batch(ids, np.arange(9, dtype=np.int32), np.array([0, 9], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32), np.array([8], np.int32)))
+    model.executor.run(
+        Batch(
+            ids,
+            np.arange(9, dtype=np.int32),
+            np.array([0, 9], np.int32),
+            np.zeros(1, np.int32),
+            np.zeros((1, 1), np.int32),
+            np.array([8], np.int32),
+        )
+    )
     return model.executor.logits(1)[0].copy()
 
 
@@ -121,7 +144,10 @@ def test_greedy_ties_take_the_lowest_id(model, logits):
 
 
 def test_top_k_of_one_is_greedy(model, logits, random):
-    rows = [row(top_k=1, seed=int(s), temperature=float(t)) for s, t in zip(random.integers(1 << 60, size=20), random.uniform(0.01, 5, 20), strict=True)]
+    rows = [
+        row(top_k=1, seed=int(s), temperature=float(t))
+        for s, t in zip(random.integers(1 << 60, size=20), random.uniform(0.01, 5, 20), strict=True)
+    ]
     assert {d.token for d in model.executor.sample(rows)} == {int(logits.argmax())}
 
 
@@ -134,13 +160,19 @@ def test_a_temperature_that_goes_to_zero_becomes_greedy(temperature, model, logi
 def test_a_token_with_a_bias_of_minus_infinity_is_never_drawn(model, logits):
     banned = int(logits.argmax())
     q = {"bias_ids": np.array([banned], np.int32), "bias": np.array([-np.inf], np.float32)}
-    assert banned not in {d.token for d in model.executor.sample([row(seed=s, **q) for s in range(300)] + [row(temperature=0.0, **q)])}
+    assert banned not in {
+        d.token for d in model.executor.sample([row(seed=s, **q) for s in range(300)] + [row(temperature=0.0, **q)])
+    }
 
 
 def test_log_probabilities_are_of_the_raw_logits(model, logits):
     exact = logits.astype(np.float64) - logits.max()
     exact -= np.log(np.exp(exact).sum())
-    draws = model.executor.sample([row(temperature=0.5, seed=3, bias_ids=np.array([5], np.int32), bias=np.array([9.0], np.float32)), row(temperature=0.0)], top=7, logprobs=True)
+    draws = model.executor.sample(
+        [row(temperature=0.5, seed=3, bias_ids=np.array([5], np.int32), bias=np.array([9.0], np.float32)), row(temperature=0.0)],
+        top=7,
+        logprobs=True,
+    )
     for draw in draws:
         assert abs(draw.logprob - exact[draw.token]) < 2e-6
         assert [t for t, _ in draw.top] == np.argsort(-logits, kind="stable")[:7].tolist()
@@ -151,7 +183,9 @@ def test_log_probabilities_are_of_the_raw_logits(model, logits):
 def test_scores_of_given_tokens(model, random):
     ids = random.integers(3, 256, 20).astype(np.int32)
     everything = np.arange(20, dtype=np.int32)
-    model.executor.run(Batch(ids, everything, np.array([0, 20], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32), everything))
+    model.executor.run(
+        Batch(ids, everything, np.array([0, 20], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32), everything)
+    )
     rows, targets = model.executor.logits(20).astype(np.float64), random.integers(0, 256, 20).astype(np.int32)
     exact = rows - rows.max(-1, keepdims=True)
     exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
@@ -177,11 +211,21 @@ def request(ids, n=1, prompt_logprobs=None, **params):
 
 def test_a_seed_gives_the_same_text_alone_and_among_others(model, random):
     def make(i, n):
-        return request(np.random.default_rng(i).integers(3, 256, 5 + 17 * i), n=n, temperature=1.0, top_p=0.95, repetition_penalty=1.2, seed=1000 + i, max_tokens=40)
+        return request(
+            np.random.default_rng(i).integers(3, 256, 5 + 17 * i),
+            n=n,
+            temperature=1.0,
+            top_p=0.95,
+            repetition_penalty=1.2,
+            seed=1000 + i,
+            max_tokens=40,
+        )
 
     alone = [run(model, [make(i, 1)])[0] for i in range(5)]
     model.engine.scheduler.pool.forget_prefixes()
-    together = run(model, [make(i, 3) for i in random.permutation(5).tolist()] + [request([7], temperature=2.0, seed=5, max_tokens=60)])
+    together = run(
+        model, [make(i, 3) for i in random.permutation(5).tolist()] + [request([7], temperature=2.0, seed=5, max_tokens=60)]
+    )
     by_first = {tuple(t[0]): t for t in together}
     assert all(tuple(a[0]) in by_first for a in alone), "a text changed among others"
     assert all(len({tuple(t[i]) for i in range(3)}) == 3 for t in together[:5]), "choices of one request do not differ"
@@ -190,10 +234,32 @@ def test_a_seed_gives_the_same_text_alone_and_among_others(model, random):
 def test_penalties_follow_the_text_as_it_grows(model, random):
     """Greedy with penalties, token by token against numpy on teacher-forced logits."""
     prompt = random.integers(3, 256, 6).tolist()
-    (got,) = run(model, [request(prompt, temperature=0.0, max_tokens=15, repetition_penalty=1.3, frequency_penalty=0.7, presence_penalty=0.4, logit_bias=((9, 1.5),))])
+    (got,) = run(
+        model,
+        [
+            request(
+                prompt,
+                temperature=0.0,
+                max_tokens=15,
+                repetition_penalty=1.3,
+                frequency_penalty=0.7,
+                presence_penalty=0.4,
+                logit_bias=((9, 1.5),),
+            )
+        ],
+    )
     forced = model.logits([prompt + got[0]])[0]
     for i, token in enumerate(got[0]):
-        q = row(temperature=0.0, prompt=np.array(prompt, np.int32), output=np.array(got[0][:i], np.int32), repetition_penalty=1.3, frequency_penalty=0.7, presence_penalty=0.4, bias_ids=np.array([9], np.int32), bias=np.array([1.5], np.float32))
+        q = row(
+            temperature=0.0,
+            prompt=np.array(prompt, np.int32),
+            output=np.array(got[0][:i], np.int32),
+            repetition_penalty=1.3,
+            frequency_penalty=0.7,
+            presence_penalty=0.4,
+            bias_ids=np.array([9], np.int32),
+            bias=np.array([1.5], np.float32),
+        )
         assert token == int(adjusted(forced[len(prompt) - 1 + i], q).argmax())
 
 
@@ -205,7 +271,9 @@ def test_prompt_log_probabilities(model, random):
     exact = rows - rows.max(-1, keepdims=True)
     exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
     (event,) = [e for e in r.events if isinstance(e, PromptEvent)]
-    assert np.abs([s.logprob - exact[i, prompt[i + 1]] for i, s in enumerate(event.scores)]).max() < 2e-6 and len(event.scores) == 69
+    assert (
+        np.abs([s.logprob - exact[i, prompt[i + 1]] for i, s in enumerate(event.scores)]).max() < 2e-6 and len(event.scores) == 69
+    )
 
 
 def test_generate_ends_at_length_and_gives_ids_without_a_tokenizer(model):
@@ -216,7 +284,23 @@ def test_generate_ends_at_length_and_gives_ids_without_a_tokenizer(model):
     assert [e.token for e in events[:-1]] == out.token_ids and isinstance(events[-1], FinishEvent)
 
 
-@pytest.mark.parametrize("settings", [{"max_tokens": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"min_p": -0.1}, {"min_p": 1.5}, {"top_k": -1}, {"repetition_penalty": 0.0}, {"repetition_penalty": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": -1.0},
+    ],
+    ids=str,
+)
 def test_impossible_settings_are_refused(settings, model):
     with pytest.raises(RequestError):
         model.generate([5], **{"max_tokens": 2, **settings})

@@ -11,13 +11,29 @@ from llmc.runtime.sizes import parse_size, show_size
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("17", 17), ("80MB", 80_000_000), ("80mb", 80_000_000), ("1GiB", 1 << 30), (" 1.5 GiB ", 3 << 29), ("2K", 2048), ("3M", 3 << 20), ("1G", 1 << 30), ("4TB", 4 * 10**12), ("1kB", 1000), ("5B", 5), (4096, 4096)],
+    [
+        ("0", 0),
+        ("17", 17),
+        ("80MB", 80_000_000),
+        ("80mb", 80_000_000),
+        ("1GiB", 1 << 30),
+        (" 1.5 GiB ", 3 << 29),
+        ("2K", 2048),
+        ("3M", 3 << 20),
+        ("1G", 1 << 30),
+        ("4TB", 4 * 10**12),
+        ("1kB", 1000),
+        ("5B", 5),
+        (4096, 4096),
+    ],
 )
 def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", " ", "GB", "-1", "1e9", "1,5GB", "80 megabytes", "1..5G", ".5G", "0x10", "inf", "nan", "1GB2", "１GB", -1])
+@pytest.mark.parametrize(
+    "text", ["", " ", "GB", "-1", "1e9", "1,5GB", "80 megabytes", "1..5G", ".5G", "0x10", "inf", "nan", "1GB2", "１GB", -1]
+)
 def test_what_is_not_a_size(text):
     with pytest.raises(UsageError):
         parse_size(text)

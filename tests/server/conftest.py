@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-
 from server import tiny
 
 COMMAND = [sys.executable, "-c", "from llmc.cli.main import main; main()", "run"]
@@ -37,10 +36,21 @@ class Running:
 
     def complete(self, prompt: Any = "The keeper", **fields: Any) -> dict[str, Any]:
         """A /v1/completions answer, greedy and with token ids unless told otherwise."""
-        return self.post("/v1/completions", {"prompt": prompt, "max_tokens": 12, "temperature": 0, "return_token_ids": True, **fields})
+        return self.post(
+            "/v1/completions", {"prompt": prompt, "max_tokens": 12, "temperature": 0, "return_token_ids": True, **fields}
+        )
 
     def chat(self, content: str = "Who counts ships?", **fields: Any) -> dict[str, Any]:
-        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], "max_tokens": 12, "temperature": 0, "return_token_ids": True, **fields})
+        return self.post(
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": 12,
+                "temperature": 0,
+                "return_token_ids": True,
+                **fields,
+            },
+        )
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = self.http.post(path, json=body)
@@ -92,7 +102,12 @@ def ready_line(process: Any, seconds: float = 60) -> str:
 def serving(artifact: Path, *args: str, key: str = "", environment: dict[str, str] | None = None) -> Iterator[Running]:
     """`llmc run` on a free port of 127.0.0.1, ended at the end of the block."""
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([*COMMAND, str(artifact), "--port", "0", *args], stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(
+            [*COMMAND, str(artifact), "--port", "0", *args],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **(environment or {})},
+        )
         try:
             line = ready_line(process)
             assert re.fullmatch(r"ready http://127\.0\.0\.1:\d+\n", line), line

@@ -11,13 +11,17 @@ QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 def prompt_ids(model, messages):
     from llmc.runtime.chat_template import render_chat
 
-    return model.tokenizer.encode(render_chat(model.tokenizer.chat_template, messages, model.tokenizer.special_tokens()), special=False)
+    return model.tokenizer.encode(
+        render_chat(model.tokenizer.chat_template, messages, model.tokenizer.special_tokens()), special=False
+    )
 
 
 def test_the_template_is_applied_and_there_is_one_bos(idle, model):
     ids = prompt_ids(model, QUESTION)
     assert ids.count(1) == 1 and ids[0] == 1
-    made = idle.openai.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=20, temperature=0, extra_body={"return_token_ids": True})
+    made = idle.openai.chat.completions.create(
+        model="tiny", messages=QUESTION, max_tokens=20, temperature=0, extra_body={"return_token_ids": True}
+    )
     expected = model.generate(ids, max_tokens=20)
     assert made.choices[0].message.content == expected.text
     assert made.choices[0].message.role == "assistant"
@@ -27,7 +31,16 @@ def test_the_template_is_applied_and_there_is_one_bos(idle, model):
 
 
 def test_a_stream_holds_what_the_whole_answer_holds(idle):
-    body = {"messages": QUESTION, "max_tokens": 20, "temperature": 1, "seed": 3, "n": 2, "logprobs": True, "top_logprobs": 2, "return_token_ids": True}
+    body = {
+        "messages": QUESTION,
+        "max_tokens": 20,
+        "temperature": 1,
+        "seed": 3,
+        "n": 2,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "return_token_ids": True,
+    }
     whole = idle.post("/v1/chat/completions", body)
     chunks = idle.chunks("/v1/chat/completions", {**body, "stream_options": {"include_usage": True}})
     assert chunks.pop()["usage"] == whole["usage"]
@@ -49,7 +62,15 @@ def test_the_openai_client_streams(idle):
 def test_logprobs_are_those_of_the_model(idle, model):
     from llmc.conformance import log_softmax
 
-    made = idle.openai.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=8, temperature=0, logprobs=True, top_logprobs=4, extra_body={"return_token_ids": True}).choices[0]
+    made = idle.openai.chat.completions.create(
+        model="tiny",
+        messages=QUESTION,
+        max_tokens=8,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=4,
+        extra_body={"return_token_ids": True},
+    ).choices[0]
     ids = prompt_ids(model, QUESTION)
     rows = log_softmax(model.logits([ids + made.token_ids])[0].astype(np.float64))[len(ids) - 1 : -1]
     for row, token, entry in zip(rows, made.token_ids, made.logprobs.content, strict=True):
@@ -74,12 +95,20 @@ def test_max_completion_tokens_goes_before_max_tokens(idle):
 
 def test_content_may_be_a_list_of_text_parts(idle):
     parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "counts ships?"}]
-    listed = idle.post("/v1/chat/completions", {"messages": [{"role": "user", "content": parts}], "max_tokens": 6, "temperature": 0})
+    listed = idle.post(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": parts}], "max_tokens": 6, "temperature": 0}
+    )
     assert listed["choices"][0]["message"] == idle.chat(max_tokens=6)["choices"][0]["message"]
 
 
 def test_a_developer_message_is_a_system_message(idle):
-    made = [idle.post("/v1/chat/completions", {"messages": [{"role": role, "content": "Be brief."}, QUESTION[1]], "max_tokens": 6, "temperature": 0})["choices"] for role in ("developer", "system")]
+    made = [
+        idle.post(
+            "/v1/chat/completions",
+            {"messages": [{"role": role, "content": "Be brief."}, QUESTION[1]], "max_tokens": 6, "temperature": 0},
+        )["choices"]
+        for role in ("developer", "system")
+    ]
     assert made[0] == made[1]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import openai
 import pytest
-
 from server import tiny
 
 PROMPT = "The keeper of the lighthouse"
@@ -28,14 +27,20 @@ def penalized(logits, prompt, output, *, repetition=1.0, presence=0.0, frequency
 
 
 def test_greedy_equals_the_python_interface(idle, model):
-    made = idle.openai.completions.create(model="tiny", prompt=PROMPT, max_tokens=40, temperature=0, extra_body={"return_token_ids": True})
+    made = idle.openai.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=40, temperature=0, extra_body={"return_token_ids": True}
+    )
     expected = model.generate(PROMPT, max_tokens=40)
     assert made.choices[0].text == expected.text
     assert made.choices[0].token_ids == expected.token_ids
     assert made.choices[0].finish_reason == "length"
     assert made.object == "text_completion"
     assert made.model == "tiny"
-    assert (made.usage.prompt_tokens, made.usage.completion_tokens, made.usage.total_tokens) == (expected.prompt_tokens, 40, expected.prompt_tokens + 40)
+    assert (made.usage.prompt_tokens, made.usage.completion_tokens, made.usage.total_tokens) == (
+        expected.prompt_tokens,
+        40,
+        expected.prompt_tokens + 40,
+    )
 
 
 def test_max_tokens_defaults_to_16_and_the_model_name_may_be_left_out(idle):
@@ -98,7 +103,13 @@ def test_stop_strings_end_the_text_before_them(idle, model):
     assert made["token_ids"] == whole.token_ids[: len(made["token_ids"])]
     assert idle.complete(PROMPT, max_tokens=40, stop=["\0never", stop])["choices"][0]["text"] == made["text"]
     assert idle.complete(PROMPT, max_tokens=40, stop=["\0never"])["choices"][0]["text"] == whole.text
-    assert "".join(c["choices"][0]["text"] for c in idle.chunks("/v1/completions", {"prompt": PROMPT, "max_tokens": 40, "temperature": 0, "stop": stop})) == made["text"]
+    assert (
+        "".join(
+            c["choices"][0]["text"]
+            for c in idle.chunks("/v1/completions", {"prompt": PROMPT, "max_tokens": 40, "temperature": 0, "stop": stop})
+        )
+        == made["text"]
+    )
 
 
 def test_the_end_token_is_counted_but_not_shown(idle):
@@ -123,7 +134,10 @@ def test_logit_bias_forces_and_forbids(idle):
     assert greedy[0] not in idle.complete(logit_bias={str(greedy[0]): -100})["choices"][0]["token_ids"]
 
 
-@pytest.mark.parametrize(("field", "value"), [("presence_penalty", 2.0), ("frequency_penalty", 1.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.8)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("presence_penalty", 2.0), ("frequency_penalty", 1.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.8)],
+)
 def test_penalties_are_those_of_the_formula(idle, model, field, value):
     made = idle.complete(PROMPT, max_tokens=40, **{field: value})["choices"][0]["token_ids"]
     prompt = model.tokenizer.encode(PROMPT)
@@ -136,7 +150,9 @@ def test_penalties_are_those_of_the_formula(idle, model, field, value):
 
 
 def test_logprobs_are_those_of_the_model(idle, model):
-    made = idle.openai.completions.create(model="tiny", prompt=PROMPT, max_tokens=10, temperature=0, logprobs=3, extra_body={"return_token_ids": True}).choices[0]
+    made = idle.openai.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=10, temperature=0, logprobs=3, extra_body={"return_token_ids": True}
+    ).choices[0]
     prompt = model.tokenizer.encode(PROMPT)
     rows = log_probabilities(model, prompt + made.token_ids)[len(prompt) - 1 : -1]
     got = made.logprobs
@@ -177,7 +193,19 @@ def test_echo_of_a_long_prompt_is_scored_whole(idle, model):
     np.testing.assert_allclose(scores[1:], [rows[i][t] for i, t in enumerate(ids[1:])], atol=1e-3)
 
 
-@pytest.mark.parametrize("fields", [{}, {"logprobs": 2}, {"n": 3, "temperature": 1, "seed": 5}, {"echo": True}, {"echo": True, "logprobs": 1}, {"stop": ["q", "e"]}, {"max_tokens": 0, "echo": True}, {"prompt": ["One", "Der Fluss"], "n": 2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"logprobs": 2},
+        {"n": 3, "temperature": 1, "seed": 5},
+        {"echo": True},
+        {"echo": True, "logprobs": 1},
+        {"stop": ["q", "e"]},
+        {"max_tokens": 0, "echo": True},
+        {"prompt": ["One", "Der Fluss"], "n": 2},
+    ],
+)
 def test_a_stream_holds_what_the_whole_answer_holds(idle, fields):
     body = {"prompt": PROMPT, "max_tokens": 20, "temperature": 0, "return_token_ids": True, **fields}
     whole = idle.post("/v1/completions", body)
@@ -199,7 +227,12 @@ def test_a_stream_holds_what_the_whole_answer_holds(idle, fields):
 def test_a_streams_text_offsets_are_those_of_the_whole_answer(idle):
     body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logprobs": 1}
     whole = idle.post("/v1/completions", body)["choices"][0]["logprobs"]["text_offset"]
-    assert [x for c in idle.chunks("/v1/completions", body) if c["choices"][0]["logprobs"] for x in c["choices"][0]["logprobs"]["text_offset"]] == whole
+    assert [
+        x
+        for c in idle.chunks("/v1/completions", body)
+        if c["choices"][0]["logprobs"]
+        for x in c["choices"][0]["logprobs"]["text_offset"]
+    ] == whole
 
 
 def test_a_stream_with_echo_scores_every_prompt(idle):
@@ -208,11 +241,17 @@ def test_a_stream_with_echo_scores_every_prompt(idle):
     chunks = idle.chunks("/v1/completions", body)
     for choice in whole["choices"]:
         mine = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == choice["index"]]
-        assert [x for m in mine if m["logprobs"] for x in m["logprobs"]["token_logprobs"]] == choice["logprobs"]["token_logprobs"], f"prompt {choice['index']}"
+        assert [x for m in mine if m["logprobs"] for x in m["logprobs"]["token_logprobs"]] == choice["logprobs"][
+            "token_logprobs"
+        ], f"prompt {choice['index']}"
 
 
 def test_the_openai_client_streams(idle, model):
-    pieces = list(idle.openai.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, temperature=0, stream=True, stream_options={"include_usage": True}))
+    pieces = list(
+        idle.openai.completions.create(
+            model="tiny", prompt=PROMPT, max_tokens=30, temperature=0, stream=True, stream_options={"include_usage": True}
+        )
+    )
     assert "".join(p.choices[0].text for p in pieces if p.choices) == model.generate(PROMPT, max_tokens=30).text
     assert pieces[-1].usage.completion_tokens == 30
 
@@ -220,7 +259,14 @@ def test_the_openai_client_streams(idle, model):
 def test_characters_of_several_tokens_are_never_cut(idle, model):
     """Random halves of ü, one token each: the pieces of the stream make up what the tokens mean together."""
     first, second = (model.tokenizer.inner.token_to_id(c) for c in "Ã¼")
-    body = {"prompt": PROMPT, "max_tokens": 40, "temperature": 1, "seed": 4, "return_token_ids": True, "logit_bias": {str(first): 100, str(second): 100}}
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": 40,
+        "temperature": 1,
+        "seed": 4,
+        "return_token_ids": True,
+        "logit_bias": {str(first): 100, str(second): 100},
+    }
     pieces = [c["choices"][0] for c in idle.chunks("/v1/completions", body)]
     ids = [t for p in pieces for t in p["token_ids"]]
     assert {first, second} == set(ids)

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-
 from server import tiny
 
 LONG = {"prompt": "Once upon", "max_tokens": 1900, "temperature": 0, "ignore_eos": True}
@@ -19,15 +18,29 @@ WORDS = tiny.TEXT.split()
 
 def body_of(i):
     """The i-th of 100 requests that have little in common: greedy or sampled, short or long, some with penalties."""
-    body = {"prompt": " ".join(WORDS[i : i + 1 + i % 37]), "max_tokens": 4 + i % 13, "return_token_ids": True, "temperature": 0 if i % 3 else 1, "seed": i}
-    return {**body, **({"presence_penalty": 1.0} if i % 5 == 0 else {}), **({"logprobs": 2} if i % 7 == 0 else {}), **({"n": 2} if i % 11 == 0 else {})}
+    body = {
+        "prompt": " ".join(WORDS[i : i + 1 + i % 37]),
+        "max_tokens": 4 + i % 13,
+        "return_token_ids": True,
+        "temperature": 0 if i % 3 else 1,
+        "seed": i,
+    }
+    return {
+        **body,
+        **({"presence_penalty": 1.0} if i % 5 == 0 else {}),
+        **({"logprobs": 2} if i % 7 == 0 else {}),
+        **({"n": 2} if i % 11 == 0 else {}),
+    }
 
 
 def send_raw(port, path, body):
     """A socket with a request written to it."""
     data = json.dumps(body).encode()
     made = socket.create_connection(("127.0.0.1", port))
-    made.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    made.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
     return made
 
 
@@ -53,7 +66,16 @@ def test_the_answer_is_that_of_the_python_interface(idle, model):
     made = [idle.post("/v1/completions", {**body_of(i), "n": 1})["choices"][0]["token_ids"] for i in range(0, 60, 6)]
     for i, ids in zip(range(0, 60, 6), made, strict=True):
         body = body_of(i)
-        assert ids == model.generate(body["prompt"], max_tokens=body["max_tokens"], temperature=body["temperature"], seed=body["seed"], presence_penalty=body.get("presence_penalty", 0.0)).token_ids, f"request {i}"
+        assert (
+            ids
+            == model.generate(
+                body["prompt"],
+                max_tokens=body["max_tokens"],
+                temperature=body["temperature"],
+                seed=body["seed"],
+                presence_penalty=body.get("presence_penalty", 0.0),
+            ).token_ids
+        ), f"request {i}"
 
 
 def test_a_small_cache_preempts_and_still_gives_the_same(serve, idle):
@@ -87,7 +109,9 @@ def test_a_client_that_goes_away_frees_its_blocks_within_a_second(idle, path, st
 
 
 def test_the_openai_client_may_close_a_stream(idle):
-    stream = idle.openai.completions.create(model="tiny", prompt="Once upon", max_tokens=1900, temperature=0, stream=True, extra_body={"ignore_eos": True})
+    stream = idle.openai.completions.create(
+        model="tiny", prompt="Once upon", max_tokens=1900, temperature=0, stream=True, extra_body={"ignore_eos": True}
+    )
     for _ in range(3):
         next(iter(stream))
     stream.close()
@@ -144,8 +168,74 @@ def test_the_first_in_priority_goes_first(serve):
 
 def test_fuzz_200_bodies_never_give_a_500(idle, random):
     """Valid fields with random values, most of them wrong somewhere: any answer but a 5xx, and the server lives."""
-    scalars = [None, True, False, 0, 1, -1, 2, 20, 0.5, 1.5, -0.5, 1e9, 1e-30, 1 << 65, "", "x", "5", "\u2028\0", [], {}, [1], ["a"], [[1, 2], [3]], [None], {"5": 1}, {"5": 99.5, "7": -3}, {"a": 1}, {"include_usage": True}, [{"role": "user", "content": "a"}], [{"role": "assistant", "content": None}]]
-    fields = ["prompt", "messages", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "stream", "stream_options", "stop", "stop_token_ids", "max_tokens", "max_completion_tokens", "logit_bias", "seed", "logprobs", "top_logprobs", "ignore_eos", "return_token_ids", "priority", "timeout", "user", "echo", "best_of", "suffix", "response_format", "tools", "tool_choice", "chat_template_kwargs", "model", "nonsense"]
+    scalars = [
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        20,
+        0.5,
+        1.5,
+        -0.5,
+        1e9,
+        1e-30,
+        1 << 65,
+        "",
+        "x",
+        "5",
+        "\u2028\0",
+        [],
+        {},
+        [1],
+        ["a"],
+        [[1, 2], [3]],
+        [None],
+        {"5": 1},
+        {"5": 99.5, "7": -3},
+        {"a": 1},
+        {"include_usage": True},
+        [{"role": "user", "content": "a"}],
+        [{"role": "assistant", "content": None}],
+    ]
+    fields = [
+        "prompt",
+        "messages",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "n",
+        "stream",
+        "stream_options",
+        "stop",
+        "stop_token_ids",
+        "max_tokens",
+        "max_completion_tokens",
+        "logit_bias",
+        "seed",
+        "logprobs",
+        "top_logprobs",
+        "ignore_eos",
+        "return_token_ids",
+        "priority",
+        "timeout",
+        "user",
+        "echo",
+        "best_of",
+        "suffix",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "chat_template_kwargs",
+        "model",
+        "nonsense",
+    ]
     counts = {}
     for i in range(200):
         chat = bool(random.random() < 0.5)

@@ -7,7 +7,6 @@ import json
 import httpx
 import openai
 import pytest
-
 from server import tiny
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -28,7 +27,23 @@ BAD = [
     *(("stop", v) for v in (1, "", [""], [1], ["a"] * 17, {"a": 1})),
     *(("stop_token_ids", v) for v in (1, ["a"], [-1], [tiny.VOCAB], [True])),
     *(("max_tokens", v) for v in (*NUMBERS, -1, 1.5, 1 << 40)),
-    *(("logit_bias", v) for v in (1, "x", [], {"a": 1}, {"-1": 1}, {str(tiny.VOCAB): 1}, {"5": "x"}, {"5": 101}, {"5": True}, {"5": None}, {"²": 1}, {"9" * 5000: 1})),
+    *(
+        ("logit_bias", v)
+        for v in (
+            1,
+            "x",
+            [],
+            {"a": 1},
+            {"-1": 1},
+            {str(tiny.VOCAB): 1},
+            {"5": "x"},
+            {"5": 101},
+            {"5": True},
+            {"5": None},
+            {"²": 1},
+            {"9" * 5000: 1},
+        )
+    ),
     *(("ignore_eos", v) for v in ("x", 1)),
     *(("return_token_ids", v) for v in ("x", 1)),
     *(("priority", v) for v in ("x", 1.5, 1 << 40)),
@@ -50,7 +65,9 @@ BAD_CHAT = [
 
 
 def refusal(server, path, body):
-    answer = server.http.post(path, content=body if isinstance(body, bytes) else json.dumps(body), headers={"content-type": "application/json"})
+    answer = server.http.post(
+        path, content=body if isinstance(body, bytes) else json.dumps(body), headers={"content-type": "application/json"}
+    )
     assert answer.status_code == 400, f"{answer.status_code} {answer.text[:300]}"
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -74,23 +91,44 @@ def test_a_wrong_value_is_refused_by_name(server, path, field, value):
 
 @pytest.mark.parametrize(("field", "value"), BAD_COMPLETION, ids=id_of)
 def test_a_wrong_completion_is_refused_by_name(server, field, value):
-    assert refusal(server, COMPLETIONS, {"prompt": "x", "max_tokens": 1, **{field: value}} if value != "" else {"prompt": []})["param"] == field
+    assert (
+        refusal(server, COMPLETIONS, {"prompt": "x", "max_tokens": 1, field: value} if value != "" else {"prompt": []})["param"]
+        == field
+    )
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_CHAT, ids=id_of)
 def test_a_wrong_conversation_is_refused_by_name(server, field, value):
-    assert refusal(server, CHAT, {"messages": MESSAGES, **{field: value}})["param"].startswith(field)
+    assert refusal(server, CHAT, {"messages": MESSAGES, field: value})["param"].startswith(field)
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_null_means_not_given(server, path):
-    fields = dict.fromkeys(["temperature", "top_p", "n", "seed", "stream", "stream_options", "stop", "max_tokens", "logit_bias", "presence_penalty", "frequency_penalty", "logprobs", "user"])
+    fields = dict.fromkeys(
+        [
+            "temperature",
+            "top_p",
+            "n",
+            "seed",
+            "stream",
+            "stream_options",
+            "stop",
+            "max_tokens",
+            "logit_bias",
+            "presence_penalty",
+            "frequency_penalty",
+            "logprobs",
+            "user",
+        ]
+    )
     body = {"prompt": "x"} if path == COMPLETIONS else {"messages": MESSAGES}
     limit = {"max_tokens": 2} if path == CHAT else {}
     assert server.http.post(path, json={**body, **fields, **limit}).status_code == 200
 
 
-@pytest.mark.parametrize(("field", "nearest"), [("temprature", "temperature"), ("max_token", "max_tokens"), ("zzzz", ""), ("best_off", "best_of")])
+@pytest.mark.parametrize(
+    ("field", "nearest"), [("temprature", "temperature"), ("max_token", "max_tokens"), ("zzzz", ""), ("best_off", "best_of")]
+)
 def test_an_unknown_field_is_named_with_the_nearest(server, field, nearest):
     error = refusal(server, COMPLETIONS, {"prompt": "x", field: 1})
     assert error["param"] == field
@@ -111,7 +149,9 @@ def test_another_model_is_404(server):
     assert server.http.post(CHAT, json={"model": {"a": 1}, "messages": MESSAGES}).status_code in (400, 404)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"nope", b'{"prompt": }', b"\xff\xfe", b"[" * 100000, b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"nope", b'{"prompt": }', b"\xff\xfe", b"[" * 100000, b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}"]
+)
 def test_a_body_that_is_no_json_is_400(server, body):
     assert "JSON" in refusal(server, COMPLETIONS, body)["message"]
 
@@ -170,8 +210,17 @@ def test_without_a_tokenizer_there_are_ids_alone(serve):
         made = running.complete([5, 6, 7], max_tokens=4, logprobs=1)["choices"][0]
         assert made["text"] is None
         assert len(made["token_ids"]) == 4
-        assert all(c["choices"][0]["text"] is None for c in running.chunks(COMPLETIONS, {"prompt": [5, 6], "max_tokens": 3, "echo": True}))
-        for path, body in ((COMPLETIONS, {"prompt": "x"}), (COMPLETIONS, {"prompt": [5], "stop": "x"}), (CHAT, {"messages": MESSAGES}), ("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [5]})):
+        assert all(
+            c["choices"][0]["text"] is None
+            for c in running.chunks(COMPLETIONS, {"prompt": [5, 6], "max_tokens": 3, "echo": True})
+        )
+        for path, body in (
+            (COMPLETIONS, {"prompt": "x"}),
+            (COMPLETIONS, {"prompt": [5], "stop": "x"}),
+            (CHAT, {"messages": MESSAGES}),
+            ("/tokenize", {"prompt": "x"}),
+            ("/detokenize", {"tokens": [5]}),
+        ):
             assert "tokenizer" in refusal(running, path, body)["message"]
 
 
@@ -194,7 +243,13 @@ def test_the_api_key(serve, by_environment):
         assert httpx.get(f"{running.url}/health").status_code == 200
         for key in (None, "Bearer wrong", "Bearer", "Bearer s3cre", "Bearer s3cretx", "Basic s3cret", "Bearer \u00e9"):
             headers = {"Authorization": key.encode()} if key is not None else {}
-            for method, path in (("GET", "/v1/models"), ("POST", COMPLETIONS), ("GET", "/metrics"), ("POST", "/tokenize"), ("GET", "/nowhere")):
+            for method, path in (
+                ("GET", "/v1/models"),
+                ("POST", COMPLETIONS),
+                ("GET", "/metrics"),
+                ("POST", "/tokenize"),
+                ("GET", "/nowhere"),
+            ):
                 answer = httpx.request(method, running.url + path, headers=headers)
                 assert answer.status_code == 401, (key, path)
                 assert answer.json()["error"]["code"] == "invalid_api_key"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from server import tiny
 
 
@@ -40,7 +39,12 @@ def test_time_to_first_token_counts_each_choice_once(idle):
     from prometheus_client.parser import text_string_to_metric_families
 
     def count(name):
-        return next(s.value for f in text_string_to_metric_families(idle.http.get("/metrics").text) for s in f.samples if s.name == f"llmc_{name}_seconds_count")
+        return next(
+            s.value
+            for f in text_string_to_metric_families(idle.http.get("/metrics").text)
+            for s in f.samples
+            if s.name == f"llmc_{name}_seconds_count"
+        )
 
     before = count("time_to_first_token"), count("time_between_tokens")
     idle.complete(max_tokens=7)
@@ -68,7 +72,16 @@ def test_detokenize_refuses_what_are_no_ids(server, tokens):
     assert answer.json()["error"]["param"] == "tokens"
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("POST", "/v1/embeddings", 404), ("GET", "/v1/completions", 405), ("POST", "/health", 405), ("DELETE", "/v1/models", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/v1/completions", 405),
+        ("POST", "/health", 405),
+        ("DELETE", "/v1/models", 405),
+    ],
+)
 def test_what_is_not_there_is_an_error_in_openais_shape(server, method, path, status):
     answer = server.http.request(method, path)
     assert answer.status_code == status

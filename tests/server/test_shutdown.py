@@ -9,7 +9,6 @@ import time
 
 import httpx
 import pytest
-
 from server import tiny
 from server.test_load import LONG, send_raw
 
@@ -25,7 +24,9 @@ def rest(client):
 
 def test_sigterm_lets_a_stream_finish_and_refuses_what_is_new(serve):
     with serve(tiny.artifact()) as running:
-        client = send_raw(running.port, "/v1/completions", {**LONG, "max_tokens": TOKENS, "stream": True, "return_token_ids": True})
+        client = send_raw(
+            running.port, "/v1/completions", {**LONG, "max_tokens": TOKENS, "stream": True, "return_token_ids": True}
+        )
         begin = client.recv(400)
         running.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
@@ -77,7 +78,9 @@ def test_the_served_name(serve):
         assert [m.id for m in running.openai.models.list()] == ["org/other:1"]
         assert running.openai.models.retrieve("org/other:1").id == "org/other:1"
         assert running.http.post("/v1/completions", json={"model": "tiny", "prompt": "x"}).status_code == 404
-        assert running.http.post("/v1/completions", json={"model": "org/other:1", "prompt": "x", "max_tokens": 1}).status_code == 200
+        assert (
+            running.http.post("/v1/completions", json={"model": "org/other:1", "prompt": "x", "max_tokens": 1}).status_code == 200
+        )
 
 
 def test_verify_before_serving(serve, tmp_path):
@@ -100,6 +103,8 @@ def test_a_port_in_use_is_exit_5():
     from server.conftest import COMMAND
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = subprocess.run([*COMMAND, str(tiny.artifact()), "--port", str(taken.getsockname()[1])], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [*COMMAND, str(tiny.artifact()), "--port", str(taken.getsockname()[1])], capture_output=True, text=True, timeout=60
+        )
     assert done.returncode == 5
     assert "cannot listen" in done.stderr and "Traceback" not in done.stderr

@@ -22,7 +22,9 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('I refuse') }}{% endif %}"
     "<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-TEXT = "The river keeps its own time. " + " ".join(f"Line {i}: the small ship number {i * 7 % 13} waits, and über the hill a bell rings {i} times.\n" for i in range(60))
+TEXT = "The river keeps its own time. " + " ".join(
+    f"Line {i}: the small ship number {i * 7 % 13} waits, and über the hill a bell rings {i} times.\n" for i in range(60)
+)
 
 
 @functools.cache
@@ -41,12 +43,24 @@ def save_tokenizer(where: Path, *, bos: bool = True, extra: tuple[str, ...] = ()
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
-    made.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    made.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=VOCAB, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
     if bos:
         made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     made.add_special_tokens(list(extra))
     made.save(str(where / "tokenizer.json"))
-    config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE, "model_max_length": CONTEXT}
+    config = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": TEMPLATE,
+        "model_max_length": CONTEXT,
+    }
     (where / "tokenizer_config.json").write_text(json.dumps(config))
 
 
@@ -57,7 +71,19 @@ def save_model(where: Path, *, seed: int = 0, kind: str = "llama", **changes: An
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
+    fields = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**fields, **changes})).float()
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +93,9 @@ def save_model(where: Path, *, seed: int = 0, kind: str = "llama", **changes: An
             if value.ndim < 2:
                 value.add_(noise * 0.1)
             else:
-                value.copy_(noise if "embed" in name else noise / math.sqrt(value.shape[-1]) * (2.5 if "lm_head" in name else 1.0))
+                value.copy_(
+                    noise if "embed" in name else noise / math.sqrt(value.shape[-1]) * (2.5 if "lm_head" in name else 1.0)
+                )
     where.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(where)
     (where / "generation_config.json").unlink(missing_ok=True)
@@ -159,11 +187,19 @@ def rewritten(source: Path, out: Path, change: Any = lambda manifest: manifest, 
 
     with open_artifact(source) as opened:
         manifest = json.loads(json.dumps(opened.manifest))
-        content = {name: members.get(name.replace("/", "_").replace(".", "_"), opened.read(name)) for name in opened.members if name != MANIFEST}
+        content = {
+            name: members.get(name.replace("/", "_").replace(".", "_"), opened.read(name))
+            for name in opened.members
+            if name != MANIFEST
+        }
     for entry in manifest["members"]:
         entry.update(bytes=len(content[entry["name"]]), sha256=hashlib.sha256(content[entry["name"]]).hexdigest())
     made = change(manifest)
     raw = made if isinstance(made, bytes) else json.dumps(made, indent=1, ensure_ascii=False).encode() + b"\n"
     with out.open("wb+") as stream:
-        write_archive(stream, [(MANIFEST, len(raw), [raw]), *((n, len(b), [b]) for n, b in content.items())], hashlib.sha256(raw).hexdigest())
+        write_archive(
+            stream,
+            [(MANIFEST, len(raw), [raw]), *((n, len(b), [b]) for n, b in content.items())],
+            hashlib.sha256(raw).hexdigest(),
+        )
     return out

@@ -1,0 +1,80 @@
+"""AWQ checkpoints by AutoAWQ and GPTQModel: 4-bit codes with zero points, in the layouts of several GPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from ...errors import UnsupportedError
+from ..scheme import integer_scheme
+from ..stored import Stored
+from .bits import spread, unpack_words
+from .format import Format, Parts
+
+GEMM_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where outputs 0 … 7 lie in a word
+VERSIONS = ("gemm", "gemv", "gemv_fast", "llm-awq")
+
+
+class Awq(Format):
+    """qweight, qzeros and scales; the `version` says in which order."""
+
+    name: ClassVar[str] = "awq"
+    suffixes: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
+
+    @classmethod
+    def recognizes(cls, config: Mapping[str, Any], names: frozenset[str]) -> bool:
+        return config.get("quant_method") == "awq"
+
+    def read(self, weight: str, parts: Parts) -> Stored:
+        version = str(self.config.get("version") or self.config.get("checkpoint_format") or "gemm").lower()
+        bits, size = int(self.config.get("bits", 4)), int(self.config.get("group_size", 128))
+        if version not in VERSIONS or bits != 4:
+            raise UnsupportedError(
+                f"AWQ checkpoints of the version {version} with {bits} bits are not supported", "save it as gemm"
+            )
+        qweight, qzeros, scales = self.need(weight, parts, "qweight", "qzeros", "scales")
+        if version == "gemm":
+            codes, zeros, scales = _columns(qweight).T, _columns(qzeros).T, scales.T
+        elif version == "gemv":
+            codes = unpack_words(qweight, 4)
+        else:
+            return self._fast(qweight, qzeros, scales, size)
+        k = codes.shape[1]
+        size = k if size < 0 else size
+        groups = -(-k // size)
+        if version == "gemv":
+            zeros, scales = unpack_words(qzeros, 4)[:, :groups], scales[:, :groups]
+        scales = scales.float()
+        dense = (codes - spread(zeros, size, k)).float() * spread(scales, size, k)
+        scheme = integer_scheme(4, 0 if size >= k else size, True)
+        return Stored(dense, scheme, codes.to(torch.uint8).contiguous(), scales.contiguous(), zeros.float().contiguous())
+
+    def _fast(self, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, size: int) -> Stored:
+        """gemv_fast: int16 [N/4, K], four outputs interleaved in strides of 64; qzeros are −zero·scale in float16."""
+        codes = _deinterleave(qweight)
+        n, k = codes.shape
+        size = k if size < 0 else size
+        groups = -(-k // size)
+        scale, offset = scales[:groups].T.float(), qzeros[:groups].T.float()
+        dense = codes.float() * spread(scale, size, k) + spread(offset, size, k)
+        return Stored(dense, why="its zero points are stored as products")
+
+
+def _columns(words: torch.Tensor) -> torch.Tensor:
+    """Words of eight outputs in AWQ's order → one column an output."""
+    rows, cols = words.shape
+    return unpack_words(words, 4).reshape(rows, cols, 8)[..., list(GEMM_ORDER)].reshape(rows, cols * 8)
+
+
+def _deinterleave(packed: torch.Tensor, interleave: int = 4, stride: int = 64) -> torch.Tensor:
+    """The inverse of AutoAWQ's pack_intweight: int16 [N/4, K] → codes [N, K]."""
+    rows, k = packed.shape
+    n = rows * interleave
+    values = packed.reshape(rows, k // stride, stride, 1).long() & 0xFFFF
+    quads = torch.cat([(values >> (4 * i)) & 15 for i in range(4)], -1)  # [N/4, K/64, 64, 4]
+    x = quads.reshape(rows, k // stride, interleave, stride).permute(0, 2, 1, 3).reshape(n, k)
+    x = x.reshape(n, k // 32, 4, 2, 4).permute(0, 1, 2, 4, 3).reshape(n, k)  # undoes [0, 2, 4, 6, 1, 3, 5, 7]
+    x = x.reshape(n, k // 32, 4, 4, 2).permute(0, 1, 3, 2, 4)
+    return x.reshape(n, k).int()

@@ -1,0 +1,64 @@
+"""All formats, and opening a checkpoint of any of them. A new format costs its file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ...compiler.checkpoint import Checkpoint
+from ...compiler.checkpoint import open_checkpoint as open_plain
+from ...errors import UnsupportedError
+from ..stored import Stored
+from .awq import Awq
+from .bitsandbytes import BitsAndBytes
+from .compressed_tensors import CompressedTensors
+from .format import Format
+from .fp8 import Fp8
+from .gptq import Gptq
+from .hqq import Hqq
+from .mxfp4 import Mxfp4
+from .torchao import TorchAo
+
+FORMATS: tuple[type[Format], ...] = (Gptq, Awq, CompressedTensors, Fp8, Mxfp4, BitsAndBytes, Hqq, TorchAo)
+
+
+def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Open a checkpoint, whoever wrote it: stored weights read as their dequantized values, and `stored` has their codes.
+
+    Raises CheckpointError, EnvironmentLacks, and UnsupportedError for a format that is not known.
+    """
+    checkpoint = open_plain(str(source), trust_remote_code=trust_remote_code)
+    names = frozenset(checkpoint.readers)
+    found = next((f for f in FORMATS if f.recognizes(checkpoint.quantization, names)), None)
+    if found is None:
+        method = checkpoint.quantization.get("quant_method")
+        if method:
+            raise UnsupportedError(
+                f"{source} is quantized by {method}, which is not supported", f"known: {', '.join(f.name for f in FORMATS)}"
+            )
+        return checkpoint
+    form = found(checkpoint.quantization, checkpoint.metadata)
+    plain: dict[str, Callable[[], torch.Tensor]] = {}
+    grouped: dict[str, dict[str, Callable[[], torch.Tensor]]] = {}
+    for name, reader in checkpoint.readers.items():
+        part = form.part(name)
+        if part is None:
+            plain[name] = reader
+        else:
+            grouped.setdefault(part[0], {})[part[1]] = reader
+    stored: dict[str, Callable[[], Stored]] = {}
+    for weight, parts in grouped.items():
+        if form.complete(parts):
+            stored[weight] = partial(form.read, weight, parts)
+            plain[weight] = partial(_dense, stored[weight])
+        elif "weight" in parts:
+            plain[weight] = parts["weight"]
+    return replace(checkpoint, readers=plain, stored=stored)
+
+
+def _dense(read: Callable[[], Stored]) -> torch.Tensor:
+    return read().dense
