@@ -8,26 +8,49 @@ from dataclasses import dataclass, replace
 from ..errors import UnsupportedError, UsageError, nearest
 
 FLOATS = ("f32", "f16", "bf16")
-WEIGHTS = (*FLOATS, "int2", "int3", "int4", "int5", "int6", "int8", "fp8_e4m3", "fp8_e5m2", "mxfp4", "mxfp8", "nvfp4", "nf4")
+INTEGERS = ("int2", "int3", "int4", "int5", "int6", "int8")
+CODED = ("fp8_e4m3", "fp8_e5m2", "mxfp4", "mxfp8", "nvfp4", "nf4")
+WEIGHTS = (*FLOATS, *INTEGERS, *CODED)
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "mxfp4": 4, "mxfp8": 8, "nvfp4": 4, "nf4": 4}
+FIXED_GROUP = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
 ALIASES = {"int4": "int4:g64/bf16", "int8": "int8:channel/int8", "fp8": "fp8_e4m3:channel/fp8"}
-ACTIVATIONS = ("f32", "f16", "bf16", "int8", "fp8")
+ACTIVATIONS = ("f32", "f16", "bf16", "int8", "int8-asym", "fp8", "fp8-g128", "mxfp8", "mxfp4", "nvfp4")
+GROUPS = (16, 32, 64, 128)
+GRANULARITIES = ("g16", "g32", "g64", "g128", "channel", "tensor", "block128", "asym")
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """A weight's storage: `kind`; `group` values of K share a scale (0: a whole channel; unused by floats); `asymmetric`
-    adds a zero point; `activations` is what the other operand of the product is rounded to."""
+    """A weight's storage.
+
+    `kind` says what a code is; `group` values of K share a scale (0: a whole channel; unused by floats); `share` is how many
+    outputs share it ("tensor": all, "block": 128, else one); `asymmetric` adds a zero point; `activations` is what the other
+    operand of the product is rounded to. The rest is of weights that another tool quantized, kept as it stored them: `stored`
+    says so, `wide` that scales need float32, `offset` that zero points are no integers, and `order` names a permutation of
+    the inputs under which groups lie together.
+    """
 
     kind: str
     group: int = 0
     asymmetric: bool = False
     activations: str = ""
+    share: str = ""
+    stored: bool = False
+    wide: bool = False
+    offset: bool = False
+    order: str = ""
 
     def __str__(self) -> str:
         text = self.kind
-        if self.is_integer:
-            text += f":g{self.group}" if self.group else ":channel"
+        if self.is_coded:
+            if self.share:
+                text += ":block128" if self.share == "block" else ":tensor"
+            elif self.kind not in FIXED_GROUP:
+                text += f":g{self.group}" if self.group else ":channel"
             text += ":asym" if self.asymmetric else ""
+        for name in ("stored", "wide", "offset"):
+            text += f":{name}" if getattr(self, name) else ""
+        text += f":order-{self.order}" if self.order else ""
         return text + (f"/{self.activations}" if self.activations else "")
 
     @property
@@ -35,9 +58,19 @@ class Scheme:
         return self.kind.startswith("int")
 
     @property
+    def is_coded(self) -> bool:
+        """Whether weights are codes with scales, rather than floating-point numbers as they are."""
+        return self.kind not in FLOATS
+
+    @property
     def bits(self) -> int:
         """Bits of a code."""
-        return int(self.kind[3:]) if self.is_integer else {"f32": 32, "f16": 16, "bf16": 16}[self.kind]
+        return int(self.kind[3:]) if self.is_integer else BITS[self.kind]
+
+    @property
+    def wide_scales(self) -> bool:
+        """Whether scales are stored as float32; float16 otherwise."""
+        return not self.group or self.wide
 
     def with_activations(self, activations: str) -> Scheme:
         return replace(self, activations=activations)
@@ -57,38 +90,36 @@ def parse_scheme(text: str) -> Scheme:
         raise UsageError(f"unknown scheme {kind!r} in {text!r}", nearest(kind, (*WEIGHTS, *ALIASES)))
     if slash and activations not in ACTIVATIONS:
         raise UsageError(f"unknown activations {activations!r} in {text!r}", nearest(activations, ACTIVATIONS))
-    group, asymmetric = 0, False
+    facts = {name: name in rest for name in ("stored", "wide", "offset")}
+    order = next((word[6:] for word in rest if word.startswith("order-")), "")
+    rest = [word for word in rest if word not in facts and not word.startswith("order-")]
     granularities = [word for word in rest if word != "asym"]
     if len(granularities) > 1 or rest.count("asym") > 1:
-        raise UsageError(f"{text!r} says its granularity twice", "write one of :gN, :channel, and :asym once")
-    for word in rest:
-        match = re.fullmatch(r"g(\d+)", word)
-        if match:
-            group = int(match[1])
-            if group == 0:
-                raise UnsupportedError(f"{text!r}: groups of 0 are not supported", "use g32, g64, g128 or channel")
-        elif word == "asym":
-            asymmetric = True
-        elif word not in ("channel", "tensor", "block128"):
-            raise UsageError(
-                f"unknown granularity {word!r} in {text!r}",
-                nearest(word, ("g32", "g64", "g128", "channel", "tensor", "block128", "asym")),
-            )
-        elif word != "channel":
-            raise UnsupportedError(f"{text}: one scale a {word} is not supported yet", "use :channel or :gN")
+        raise UsageError(
+            f"{text!r} says its granularity twice", "write one of :gN, :channel, :tensor and :block128, and :asym once"
+        )
+    asymmetric = "asym" in rest
+    word = granularities[0] if granularities else ""
+    if "" in rest:
+        raise UsageError(f"{text!r} has an empty granularity", nearest("", GRANULARITIES))
+    grouped = re.fullmatch(r"g(\d+)", word)
+    if word and not grouped and word not in GRANULARITIES:
+        raise UsageError(f"unknown granularity {word!r} in {text!r}", nearest(word, GRANULARITIES))
     if kind in FLOATS:
         if rest:
             raise UsageError(f"{text}: a floating-point scheme takes no granularity")
         return Scheme(kind, activations=activations)
-    if kind not in ("int4", "int8"):
-        raise UnsupportedError(f"scheme {kind} is not supported yet", "int4, int8, bf16, f16 and f32 are")
-    if not rest or (not group and "channel" not in rest):
-        group = 64 if kind == "int4" and "channel" not in rest else group
-    if group and group not in (32, 64, 128):
-        raise UnsupportedError(f"{text}: groups of {group} are not supported", "use g32, g64 or g128")
-    activations = activations or ("bf16" if kind == "int4" else "int8")
-    if activations == "fp8":
-        raise UnsupportedError(f"{text}: fp8 activations are not supported yet")
-    if kind == "int8" and asymmetric and activations == "int8":
-        raise UnsupportedError(f"{text}: asymmetric 8-bit weights take bf16 activations", "write /bf16")
-    return Scheme(kind, group, asymmetric, activations)
+    if asymmetric and not kind.startswith("int"):
+        raise UsageError(f"{text}: {kind} has no zero points", "leave :asym out")
+    if kind in FIXED_GROUP and word not in ("", f"g{FIXED_GROUP[kind]}"):
+        raise UsageError(f"{text}: {kind} has groups of {FIXED_GROUP[kind]}", "leave the granularity out")
+    group = int(grouped[1]) if grouped else FIXED_GROUP.get(kind, 0)
+    if not word and kind not in FIXED_GROUP:
+        group = 0 if kind == "int8" or kind.startswith("fp8") else 64
+    share = {"tensor": "tensor", "block128": "block"}.get(word, "")
+    group = 128 if share == "block" else group
+    if (group not in (0, *GROUPS) or word == "g0") and not facts["stored"]:
+        raise UnsupportedError(f"{text}: groups of {group} are not supported", "use g16, g32, g64, g128 or channel")
+    if not activations:
+        activations = {"int8": "int8", "fp8_e4m3": "fp8", "mxfp8": "mxfp8"}.get(kind, "bf16")
+    return Scheme(kind, group, asymmetric, activations, share, **facts, order=order)

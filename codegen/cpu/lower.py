@@ -37,7 +37,7 @@ from ...errors import UnsupportedError
 from ...quant.scheme import Scheme, parse_scheme
 from . import generic
 from .layout import C_BYTES, Buffer, Layout, c_dim, dense_type, storage
-from .packing import Kind, kind_of
+from .packing import ROUNDING, Kind, kind_of, tile_bytes
 
 OAI = 100
 INPUTS = {"%input_ids": 0, "%position_ids": 1, "%logits_rows": 2}
@@ -123,7 +123,15 @@ class Lowering:
         self.layouts: dict[str, Layout] = {}
         self.exprs: dict[str, generic.Expr] = {}
         self.functions: dict[str, str] = {}
-        self.kinds: dict[str, set[str]] = {"float": {"f32"}, "dot": set(), "table": set(), "kv": {self.kv_kind}, "experts": set()}
+        self.kinds: dict[str, set[str]] = {
+            "float": {"f32"},
+            "dot": set(),
+            "table": set(),
+            "kv": {self.kv_kind},
+            "experts": set(),
+            "halves": set(),
+            "modes": set(),
+        }
         self.limits = {"k": 64, "shared_row_bytes": 64, "dk": 32, "dv": 32, "attention_rows": 32, "partial_bytes": 64}
         self.fallbacks: list[dict[str, str]] = []
 
@@ -393,11 +401,7 @@ class Lowering:
         assert isinstance(node.op, Embedding)
         table, index = node.inputs
         scheme = parse_scheme(node.op.scheme) if node.op.scheme else Scheme(table.type.dtype)
-        kind = Kind("f32") if table.type.dtype not in ("f32", "f16", "bf16") and not scheme.is_integer else kind_of(scheme)
-        if scheme.is_integer and (scheme.bits != 8 or scheme.group):
-            raise UnsupportedError(
-                f"{scheme} is not supported for an embedding table ({node.scope})", "use int8:channel, bf16 or f16"
-            )
+        kind = Kind("f32") if table.type.dtype not in ("f32", "f16", "bf16") and not scheme.is_coded else kind_of(scheme)
         if table.name not in self.static:
             raise UnsupportedError(f"an embedding in a computed table ({node.scope})")
         where = self.layout(index)
@@ -409,7 +413,12 @@ class Lowering:
         vocabulary, width = table.type.shape
         self.kinds["table"].add(kind.name)
         self.kinds["dot" if kind.dot else "float"].add(kind.name)
-        code = f"weights w = {{.codes = @0, .scales = {'@1' if scheme.is_integer else 'NULL'}, .n = {vocabulary}, .k = {width}}};\nembed_{kind.name}(s, tid, (int)({c_dim(product(index.type.shape))}), &w, {ids}, {vocabulary}, @3);"
+        if scheme.group == 16:
+            self.kinds["halves"].add(kind.name)
+        zeros = f"@{len(pointers)}" if scheme.asymmetric else "NULL"
+        if scheme.asymmetric:
+            pointers.append(self.weight(WeightSpec(f"{table.name}.zeros", "zeros", (table,), scheme)))
+        code = f"weights w = {{.codes = @0, .scales = {'@1' if scheme.is_coded else 'NULL'}, .zeros = {zeros}, .n = {vocabulary}, .k = {width}, {_grouping(scheme)}}};\nembed_{kind.name}(s, tid, (int)({c_dim(product(index.type.shape))}), &w, {ids}, {vocabulary}, @3);"
         self.call(node, f"embed_{kind.name}", code, pointers, scheme=str(scheme))
 
     # --- products -------------------------------------------------------------------------------------------------
@@ -417,7 +426,7 @@ class Lowering:
     def _packed(self, weight: Value, scheme: Scheme, kind: Kind, gated: str = "") -> list[Pointer]:
         """Pointers to codes and scales (the codes again where a float has no scales)."""
         stem = weight.name
-        if not scheme.is_integer:
+        if not scheme.is_coded:
             codes = self.weight(WeightSpec(stem, f"floats:{kind.name}", (weight,), None, gated))
             return [codes, codes]
         codes = self.weight(WeightSpec(stem, "codes", (weight,), scheme, gated))
@@ -458,6 +467,17 @@ class Lowering:
             else "NULL"
         )
         bias = add("bias", self.vector(at["bias"], gated, "bias")) if op.bias else "NULL"
+        order = (
+            add("order", self.weight(WeightSpec(f"{weight.name}.order", "order", (weight,), scheme, gated)))
+            if scheme.order
+            else "NULL"
+        )
+        own = scheme.stored and scheme.activations == "nvfp4"
+        scale = (
+            add("global", self.weight(WeightSpec(f"{weight.name}.input_scale", "input_scale", (weight,), scheme)))
+            if own
+            else "NULL"
+        )
         norm_weight = add("norm_weight", self.vector(at["norm_weight"])) if op.norm_weight else "NULL"
         norm_bias = add("norm_bias", self.vector(at["norm_bias"])) if op.norm_bias else "NULL"
         if residual is not None:
@@ -465,8 +485,8 @@ class Lowering:
         width = n // 2 if op.gated else n
         act = ACTIVATIONS.index(op.act) + 1 if op.act else 0
         code = f"""linear f = {{
-    .w = {{.codes = @0, .scales = {"@1" if scheme.is_integer else "NULL"}, .zeros = {zeros}, .bias = {bias}, .n = {n}, .k = {k}, .group = {scheme.group}}},
-    .q = {{{ {"rms": 1, "layer": 2}.get(op.norm, 0) }, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {int(scheme.activations == "bf16")}, .act = {act}, .gated = {int(op.gated)}}};
+    .w = {{.codes = @0, .scales = {"@1" if scheme.is_coded else "NULL"}, .zeros = {zeros}, .bias = {bias}, .n = {n}, .k = {k}, {_grouping(scheme)}}},
+    .q = {{{ {"rms": 1, "layer": 2}.get(op.norm, 0) }, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {self._rounding(scheme)}, .act = {act}, .gated = {int(op.gated)}, .order = {order}, .global = {scale}}};
 linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset}, {ldx}, @3, {width}, {f"(const float *){names['residual']} + {residual[3]}, {residual[2]}" if residual else "NULL, 0"});"""
         self._product(kind, k, scheme)
         self.call(
@@ -479,8 +499,17 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
             operations=2 * n * k,
         )
 
+    def _rounding(self, scheme: Scheme) -> int:
+        """How activations are rounded before a product of floats, by number."""
+        mode = 0 if kind_of(scheme).dot else ROUNDING.get(scheme.activations, 0)
+        if mode > 1:
+            self.kinds["modes"].add(str(mode))
+        return mode
+
     def _product(self, kind: Kind, k: int, scheme: Scheme) -> None:
         self.kinds["dot" if kind.dot else "float"].add(kind.name)
+        if scheme.group == 16:
+            self.kinds["halves"].add(kind.name)
         padded = -(-k // 64) * 64
         groups = -(-k // scheme.group) if scheme.group else 1
         self.limits["k"] = max(self.limits["k"], padded + groups)
@@ -493,9 +522,14 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         b_in = rest[0] if op.bias else None
         w_out, b_out = (rest[1], rest[2]) if op.bias else (rest[0], None)
         scheme = self._scheme(w_in, op.scheme)
-        if scheme.activations == "int8":
+        rounding = ROUNDING.get(scheme.activations, 0)
+        if kind_of(scheme).dot:  # experts' products take floats
             scheme = scheme.with_activations("bf16")
-            self.report(node, "experts take bf16 activations: int8 ones are not supported yet")
+            if not scheme.stored:
+                rounding = ROUNDING["bf16"]
+                self.report(node, "experts take bf16 activations: int8 ones would be no faster")
+        if rounding > 1:
+            self.kinds["modes"].add(str(rounding))
         kind = kind_of(scheme)
         count, n_in, k = w_in.type.shape
         _, hidden, width = w_out.type.shape
@@ -541,15 +575,15 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         )
         act = OAI if op.alpha else ACTIVATIONS.index(op.act) + 1
         strides = ", ".join(
-            f".{name}_codes = {_codes_bytes(a, b, kind, g)}, .{name}_scales = {_scale_bytes(a, b, scheme, g)}, .{name}_zeros = {_scale_bytes(a, b, scheme, g) // 2}"
+            f".{name}_codes = {_codes_bytes(a, b, kind, g)}, .{name}_scales = {_scale_bytes(a, b, scheme, g)}, .{name}_zeros = {_zero_bytes(a, b, scheme, g)}"
             for name, a, b, g in (("in", n_in, k, gated), ("out", hidden, width, ""))
         )
-        has = "@{}".format if scheme.is_integer else lambda _: "NULL"
+        has = "@{}".format if scheme.is_coded else lambda _: "NULL"
         code = f"""experts f = {{
-    .in = {{.codes = @0, .scales = {has(1)}, .zeros = {zeros_in}, .bias = {bias_in}, .n = {n_in}, .k = {k}, .group = {scheme.group}}},
-    .out = {{.codes = @2, .scales = {has(3)}, .zeros = {zeros_out}, .bias = {bias_out}, .n = {hidden}, .k = {width}, .group = {scheme.group}}},
+    .in = {{.codes = @0, .scales = {has(1)}, .zeros = {zeros_in}, .bias = {bias_in}, .n = {n_in}, .k = {k}, {_grouping(scheme)}}},
+    .out = {{.codes = @2, .scales = {has(3)}, .zeros = {zeros_out}, .bias = {bias_out}, .n = {hidden}, .k = {width}, {_grouping(scheme)}}},
     {strides},
-    .experts = {count}, .choices = {choices}, .act = {act}, .gated = {int(bool(gated))}, .round = {int(scheme.activations == "bf16")}, .limit = {float(op.limit).hex()}f, .alpha = {float(op.alpha).hex()}f}};
+    .experts = {count}, .choices = {choices}, .act = {act}, .gated = {int(bool(gated))}, .round = {rounding}, .limit = {float(op.limit).hex()}f, .alpha = {float(op.alpha).hex()}f}};
 experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offset}, {ldx}, @5, @6, @7, @8, @9, @10);"""
         self.kinds["experts"].add(kind.name)
         self._product(kind, k, scheme)
@@ -694,10 +728,16 @@ attend_{self.kv_kind}(s, tid, &a);"""
 def _weight_bytes(n: int, k: int, scheme: Scheme) -> int:
     """Bytes of a packed weight as a product reads it, scales and zero points included."""
     codes = n * k * scheme.bits // 8
-    if not scheme.is_integer:
+    if not scheme.is_coded:
         return codes
     groups = -(-k // scheme.group) if scheme.group else 1
-    return codes + n * groups * ((2 if scheme.group else 4) + scheme.asymmetric)
+    width = 4 if scheme.wide_scales else 2
+    return codes + n * groups * (width + (width if scheme.offset else int(scheme.asymmetric)))
+
+
+def _grouping(scheme: Scheme) -> str:
+    """The fields of a C `weights` that say how scales and zero points are stored."""
+    return f".group = {scheme.group}, .wide = {int(scheme.is_coded and scheme.wide_scales)}, .offset = {int(scheme.offset)}"
 
 
 def _padded_rows(n: int, gate: str) -> int:
@@ -705,14 +745,17 @@ def _padded_rows(n: int, gate: str) -> int:
 
 
 def _codes_bytes(n: int, k: int, kind: Kind, gate: str) -> int:
-    per_tile = {"f32": 2048, "f16": 1024, "bf16": 1024, "i8": 512, "i4": 256, "u4": 256}[kind.name]
-    return _padded_rows(n, gate) // 16 * -(-k // 32) * per_tile
+    return _padded_rows(n, gate) // 16 * -(-k // 32) * tile_bytes(kind)
 
 
 def _scale_bytes(n: int, k: int, scheme: Scheme, gate: str) -> int:
-    if not scheme.is_integer:
+    if not scheme.is_coded:
         return 0
-    return _padded_rows(n, gate) * (-(-k // scheme.group) * 2 if scheme.group else 4)
+    return _padded_rows(n, gate) * (-(-k // scheme.group) if scheme.group else 1) * (4 if scheme.wide_scales else 2)
+
+
+def _zero_bytes(n: int, k: int, scheme: Scheme, gate: str) -> int:
+    return _scale_bytes(n, k, scheme, gate) // (1 if scheme.offset else 4 if scheme.wide_scales else 2)
 
 
 def lower(graph: Graph, kv_kind: str) -> Lowered:

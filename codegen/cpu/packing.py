@@ -10,40 +10,51 @@ from dataclasses import dataclass
 
 import torch
 
-from ...errors import UnsupportedError
 from ...quant.algorithms.rtn import Codes
 from ...quant.scheme import Scheme
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a packed weight is read: `name` as in the templates, `dot` for int8 activations."""
+    """How a packed weight is read: `name` as in the templates, `dot` for 8-bit dot products with int8 activations."""
 
     name: str
     dot: bool = False
 
 
+FIELDS = {2: (2,), 3: (2, 1), 5: (4, 1), 6: (4, 2)}  # widths of the parts of a code, lowest first
+LEVEL_KINDS = {"fp8_e4m3": "e4m3", "mxfp8": "e4m3", "fp8_e5m2": "e5m2", "mxfp4": "e2m1", "nvfp4": "e2m1", "nf4": "nf4"}
+FLOAT_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024}
+DOT_ACTIVATIONS = 2  # the rounding mode of int8 activations
+ROUNDING = {"bf16": 1, "int8": DOT_ACTIVATIONS, "int8-asym": 3, "fp8": 4, "fp8-g128": 5, "mxfp8": 6, "mxfp4": 7, "nvfp4": 8}
+
+
 def kind_of(scheme: Scheme) -> Kind:
-    """The kernel family for a scheme; raises UnsupportedError where there is none."""
-    if not scheme.is_integer:
-        if scheme.activations == "int8":
-            raise UnsupportedError(f"{scheme}: int8 activations need integer weights")
+    """The kernel family for a scheme. Int8 activations go to dot products for 4 and 8 bits with whole zero points, and are
+    rounded and multiplied as floats with all other weights."""
+    if not scheme.is_coded:
         return Kind(scheme.kind)
-    if scheme.activations == "int8":
-        return Kind("d8" if scheme.bits == 8 else "d4", dot=True)
-    if scheme.bits == 8:
-        if scheme.asymmetric:
-            raise UnsupportedError(f"{scheme}: asymmetric 8-bit weights are not supported yet")
-        return Kind("i8")
-    return Kind("u4" if scheme.asymmetric else "i4")
+    if not scheme.is_integer:
+        return Kind(LEVEL_KINDS[scheme.kind])
+    dot = scheme.activations == "int8" and not scheme.offset and not (scheme.group and scheme.group % 32)
+    if dot and (scheme.bits == 4 or (scheme.bits == 8 and not scheme.asymmetric)):
+        return Kind(f"d{scheme.bits}", dot=True)
+    return Kind(f"{'u' if scheme.asymmetric else 'i'}{scheme.bits}")
 
 
-def _tiles(x: torch.Tensor, chunk: int) -> torch.Tensor:
-    """[N, K] → [tiles, chunks, 16, chunk], padded with zeros."""
+def tile_bytes(kind: Kind) -> int:
+    """Bytes of 16 outputs by 32 values of K."""
+    if kind.name in FLOAT_BYTES:
+        return FLOAT_BYTES[kind.name]
+    return {"e4m3": 512, "e5m2": 512, "e2m1": 256, "nf4": 256}.get(kind.name) or 64 * int(kind.name[1:])
+
+
+def _tiles(x: torch.Tensor, chunk: int, fill: int = 0) -> torch.Tensor:
+    """[N, K] → [tiles, chunks, 16, chunk], padded with the code that stands for zero."""
     n, k = x.shape
     rows, cols = -(-n // 32) * 32, -(-k // chunk) * chunk
     if (rows, cols) != (n, k):
-        padded = torch.zeros(rows, cols, dtype=x.dtype)
+        padded = torch.full((rows, cols), fill, dtype=x.dtype)
         padded[:n, :k] = x
         x = padded
     return x.reshape(rows // 16, 16, cols // chunk, chunk).permute(0, 2, 1, 3)
@@ -60,33 +71,34 @@ def pack_floats(weight: torch.Tensor, kind: str) -> torch.Tensor:
 
 def pack_codes(codes: Codes, scheme: Scheme) -> torch.Tensor:
     """codes [N, K] → flat uint8 in the order of the scheme's kernel family."""
-    kind = kind_of(scheme).name
-    if kind == "i8":
-        tiles = _tiles((codes.codes.to(torch.int16) - 128).to(torch.int8), 32)
-        return tiles.reshape(*tiles.shape[:3], 16, 2).permute(0, 1, 3, 2, 4).contiguous().view(torch.uint8).flatten()
+    kind, values = kind_of(scheme).name, codes.codes
+    zero = 1 << (scheme.bits - 1) if scheme.is_integer and not scheme.asymmetric else 0
+    if kind in ("i8", "u8", "e4m3", "e5m2"):
+        tiles = _tiles(values ^ 128 if kind == "i8" else values, 32)  # signed codes: zero is 0
+        return tiles.reshape(*tiles.shape[:3], 16, 2).permute(0, 1, 3, 2, 4).contiguous().flatten()
     if kind == "d8":
-        tiles = _tiles_filled(codes.codes, 64, 128)
+        tiles = _tiles(values, 64, zero)
         return tiles.reshape(*tiles.shape[:3], 16, 4).permute(0, 1, 3, 2, 4).contiguous().flatten()
     if kind == "d4":
-        tiles = _tiles_filled(codes.codes, 64, 8)
+        tiles = _tiles(values, 64, zero)
         quads = tiles.reshape(*tiles.shape[:3], 8, 2, 4).permute(0, 1, 3, 4, 2, 5)  # [tile][chunk][line][low, high][output][4]
         return (quads[:, :, :, 0] | (quads[:, :, :, 1] << 4)).contiguous().flatten()
-    tiles = _tiles_filled(codes.codes, 32, 0 if scheme.asymmetric else 8).to(torch.int32)
-    nibbles = tiles.reshape(*tiles.shape[:3], 4, 4, 2).permute(0, 1, 3, 2, 4, 5)  # [tile][chunk][line][output][pair][parity]
-    shifts = torch.tensor([[0, 16], [4, 20], [8, 24], [12, 28]], dtype=torch.int64)
-    words = (nibbles.to(torch.int64) << shifts).sum((-1, -2))
-    return (words - ((words >> 31) << 32)).to(torch.int32).contiguous().view(torch.uint8).flatten()
+    if kind in ("i4", "u4", "e2m1", "nf4"):
+        tiles = _tiles(values, 32, zero)
+        nibbles = tiles.reshape(*tiles.shape[:3], 4, 4, 2).permute(0, 1, 3, 2, 4, 5)  # [tile][chunk][line][output][pair][parity]
+        return _words((nibbles.long() << torch.tensor([[0, 16], [4, 20], [8, 24], [12, 28]])).sum((-1, -2)))
+    tiles, parts, low = _tiles(values, 32, zero).long(), [], 0
+    for width in FIELDS[scheme.bits]:  # each part of the codes in words of its own: [tile][chunk][word][output]
+        field = (tiles >> low) & ((1 << width) - 1)
+        words = field.reshape(*tiles.shape[:3], width, 32 // width) << torch.arange(0, 32, width)
+        parts.append(words.sum(-1).permute(0, 1, 3, 2))
+        low += width
+    return _words(torch.cat(parts, 2))
 
 
-def _tiles_filled(codes: torch.Tensor, chunk: int, fill: int) -> torch.Tensor:
-    """As _tiles, but padded with the code that stands for zero."""
-    n, k = codes.shape
-    rows, cols = -(-n // 32) * 32, -(-k // chunk) * chunk
-    if (rows, cols) != (n, k):
-        padded = torch.full((rows, cols), fill, dtype=codes.dtype)
-        padded[:n, :k] = codes
-        codes = padded
-    return codes.reshape(rows // 16, 16, cols // chunk, chunk).permute(0, 2, 1, 3)
+def _words(values: torch.Tensor) -> torch.Tensor:
+    """Unsigned 32-bit values in int64 → their bytes."""
+    return (values - ((values >> 31) << 32)).to(torch.int32).contiguous().view(torch.uint8).flatten()
 
 
 def pack_groups(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

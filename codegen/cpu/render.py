@@ -12,13 +12,29 @@ import jinja2
 
 from ...compiler.ir.graph import Graph
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
+from ...quant.levels import E2M1, NF4
 from ...runtime.artifact import layout_digest
 from . import generic
 from .lower import Call, Lowered, Pointer, assign_slots, lower, unique_names
+from .packing import FIELDS
 
 ABI = 2
 TEMPLATES = Path(__file__).parent / "templates"
-HEADERS = ("vec.h", "pool.h", "step.h", "sampling.h", "peaks.h", "amx.h")
+HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h")
+AMX_KINDS = (
+    "bf16",
+    "i8",
+    "u8",
+    "i4",
+    "u4",
+    "e4m3",
+    "e5m2",
+    "e2m1",
+    *(f"{s}{b}" for b in FIELDS for s in "iu"),
+)  # exact in bfloat16
+
+
+LEVEL_TABLES = {"e2m1": ", ".join(f"{v.hex()}f" for v in E2M1), "nf4": ", ".join(f"{v.hex()}f" for v in NF4)}
 
 
 @dataclass(frozen=True)
@@ -60,12 +76,13 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
     environment = _environment()
     float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"]), sorted(kinds["dot"])
     common = {"float_kinds": float_kinds, "dot_kinds": dot_kinds, "activations": ACTIVATIONS}
+    numbers_of = {"fields": FIELDS, "amx_kinds": AMX_KINDS, "halves": sorted(kinds["halves"]), "level_tables": LEVEL_TABLES}
     attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
     kv = sorted(kinds["kv"] - {"f32"})
     limits = lowered.limits
     step = environment.get_template("step.c.j2").render(
         **common,
-        linear_source=environment.get_template("linear.c.j2").render(**common, kv_only=kv),
+        linear_source=environment.get_template("linear.c.j2").render(**common, **numbers_of, kv_only=kv),
         attention_source=attention,
         table_kinds=sorted(kinds["table"]),
         experts_kinds=sorted(kinds["experts"]),
@@ -86,6 +103,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         logits_slot=slot_of[lowered.logits.id],
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}
+    headers["step.h"] = environment.get_template("step.h.j2").render(modes=sorted(kinds["modes"]))
     return Rendered({"step.c": step, **headers}, lowered, tuple(kernels))
 
 

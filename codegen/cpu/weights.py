@@ -42,6 +42,8 @@ class WeightPacker:
             packed = torch.cat([pack_vector(p, 32 if kind == "bias" else 16) for p in parts])
         elif kind == "integers":
             packed = self.value(spec.values[0]).to(torch.int64).contiguous().view(torch.uint8).flatten()
+        elif kind == "input_scale":
+            packed = pack_vector(self.stored(spec.values[0]).input_scale)
         elif kind == "floats":
             packed = torch.cat([pack_floats(m, detail) for m in self._matrices(spec)])
         else:
@@ -71,7 +73,13 @@ def _gate(rows: torch.Tensor, layout: str) -> torch.Tensor:
 def _pack_part(kind: str, codes: Codes, scheme: Scheme) -> torch.Tensor:
     if kind == "codes":
         return pack_codes(codes, scheme)
+    width = torch.float32 if scheme.wide_scales else torch.float16
     if kind == "scales":
-        return pack_groups(codes.scales, torch.float16 if scheme.group else torch.float32)
+        return pack_groups(codes.scales, width)
+    if kind == "order":
+        assert codes.order is not None
+        return codes.order.to(torch.int32).contiguous().view(torch.uint8)
     assert codes.zeros is not None
+    if scheme.offset:  # what the sum of a group's activations is multiplied by
+        return pack_groups(-codes.zeros * codes.scales, width)
     return pack_groups(codes.zeros, torch.uint8)

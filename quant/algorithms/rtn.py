@@ -2,84 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from ..levels import levels_of
 from ..scheme import Scheme
+
+SMALLEST_HALF = 2.0**-24
 
 
 @dataclass(frozen=True)
 class Codes:
-    """codes [N, K] uint8 (unsigned: value + zero point), scales [N, G] float32, zeros [N, G] uint8 (None: symmetric, zero 2^(bits-1))."""
+    """A quantized weight. codes [N, K] uint8, unsigned: index of a level (integers: value + zero point); scales [N, G] float32;
+    zeros [N, G] float32 in units of codes (None: the scheme's own); order [K] int64, the inputs in the order in which groups lie
+    together (None: as they are)."""
 
     codes: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
+    zeros: torch.Tensor | None = None
+    order: torch.Tensor | None = None
 
     def dequantize(self, scheme: Scheme) -> torch.Tensor:
         """The values that the codes stand for, [N, K] float32."""
         k = self.codes.shape[1]
         size = scheme.group or k
-        zero = self.zeros.float() if self.zeros is not None else torch.full_like(self.scales, float(1 << (scheme.bits - 1)))
         spread = lambda t: t.repeat_interleave(size, 1)[:, :k]  # noqa: E731
-        return (self.codes.float() - spread(zero)) * spread(self.scales)
+        if scheme.is_integer:
+            zero = self.zeros if self.zeros is not None else torch.full_like(self.scales, float(1 << (scheme.bits - 1)))
+            values = (self.codes.float() - spread(zero)) * spread(self.scales)
+        else:
+            values = levels_of(scheme.kind)[self.codes.long()] * spread(self.scales)
+        return values if self.order is None else values[:, torch.argsort(self.order)]
 
 
 def quantize(weight: torch.Tensor, scheme: Scheme) -> Codes:
     """weight [N, K] of any float dtype → Codes; a last group may be short.
 
-    Scales of groups are rounded to float16 before the codes are chosen, because that is how they are stored. For symmetric
-    4-bit groups the better, by squared error, of the ranges ±max/7 and (largest value → −8) is taken.
+    Scales are rounded to how they are stored before the codes are chosen. For symmetric groups of 6 bits or fewer the better,
+    by squared error, of the ranges ±max and (largest value → lowest code) is taken.
     """
     w = weight.float()
     n, k = w.shape
     size = scheme.group or k
     groups = -(-k // size)
     padded = torch.nn.functional.pad(w, (0, groups * size - k)).reshape(n, groups, size)
+    cut = lambda codes: codes.to(torch.uint8).reshape(n, groups * size)[:, :k].contiguous()  # noqa: E731
     if scheme.asymmetric:
-        return _asymmetric(padded, scheme, k)
-    levels = 1 << (scheme.bits - 1)
-    if scheme.bits == 8:
-        candidates = [padded.abs().amax(-1) / (levels - 1)]
-    else:
-        top = padded.gather(-1, padded.abs().argmax(-1, keepdim=True))[..., 0]
-        candidates = [padded.abs().amax(-1) / (levels - 1), top / -levels]
+        codes, scale, zero = asymmetric_codes(padded, scheme)
+        return Codes(cut(codes), scale, zero)
+    most = shared(padded.abs().amax(-1), scheme)
+    if not scheme.is_integer:
+        levels = levels_of(scheme.kind)
+        scale = stored_scale(float_scale(most, scheme, levels), scheme)
+        return Codes(cut(nearest_level(padded * inverse(scale)[..., None], scheme.kind)), scale)
+    top = (1 << (scheme.bits - 1)) - 1
+    candidates = [most / top]
+    if scheme.bits < 8 and not scheme.share:
+        candidates.append(padded.gather(-1, padded.abs().argmax(-1, keepdim=True))[..., 0] / -(top + 1))
+    low = -top if scheme.bits == 8 else -(top + 1)
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-    for scale in candidates:
-        scale = _stored(scale, scheme)
-        codes = torch.round(padded * _inverse(scale)[..., None]).clamp(-(levels - 1) if scheme.bits == 8 else -levels, levels - 1)
+    for candidate in candidates:
+        scale = stored_scale(candidate, scheme)
+        codes = torch.round(padded * inverse(scale)[..., None]).clamp(low, top)
         error = (codes * scale[..., None] - padded).square().sum(-1)
-        if best is None:
-            best = (codes, scale, error)
-        else:
-            better = error < best[2]
-            best = (
-                torch.where(better[..., None], codes, best[0]),
-                torch.where(better, scale, best[1]),
-                torch.where(better, error, best[2]),
-            )
+        best = (codes, scale, error) if best is None else _better(best, (codes, scale, error))
     assert best is not None
-    codes = (best[0] + levels).to(torch.uint8).reshape(n, groups * size)[:, :k]
-    return Codes(codes.contiguous(), best[1], None)
+    return Codes(cut(best[0] + top + 1), best[1])
 
 
-def _asymmetric(padded: torch.Tensor, scheme: Scheme, k: int) -> Codes:
+def _better(
+    a: tuple[torch.Tensor, torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    wins = b[2] < a[2]
+    return torch.where(wins[..., None], b[0], a[0]), torch.where(wins, b[1], a[1]), torch.where(wins, b[2], a[2])
+
+
+def asymmetric_codes(padded: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[N, G, size] → codes, scales [N, G], zeros [N, G] for the range that holds all values and zero."""
     top = (1 << scheme.bits) - 1
-    low, high = padded.amin(-1).clamp(max=0), padded.amax(-1).clamp(min=0)
-    scale = _stored((high - low) / top, scheme)
-    zero = torch.round(-low * _inverse(scale)).clamp(0, top)
-    codes = (torch.round(padded * _inverse(scale)[..., None]) + zero[..., None]).clamp(0, top)
-    return Codes(codes.to(torch.uint8).reshape(padded.shape[0], -1)[:, :k].contiguous(), scale, zero.to(torch.uint8))
+    low, high = shared(padded.amin(-1).clamp(max=0), scheme, torch.amin), shared(padded.amax(-1).clamp(min=0), scheme)
+    scale = stored_scale((high - low) / top, scheme)
+    zero = torch.round(-low * inverse(scale)).clamp(0, top)
+    return (torch.round(padded * inverse(scale)[..., None]) + zero[..., None]).clamp(0, top), scale, zero
 
 
-def _stored(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+def float_scale(most: torch.Tensor, scheme: Scheme, levels: torch.Tensor) -> torch.Tensor:
+    """The scale that maps a group's largest magnitude to the largest level, in the numbers that the scheme has for scales."""
+    if scheme.kind in ("mxfp4", "mxfp8"):  # powers of two: OCP Microscaling 1.0, rounded up from three quarters on
+        bits = (most.contiguous().view(torch.int32) + (1 << 21)) & 0x7F800000
+        exponent = (bits >> 23) - 127 - (2 if scheme.kind == "mxfp4" else 8)
+        return torch.where(most == 0, torch.zeros_like(most), torch.exp2(exponent.clamp(-127, 127).double()).float())
+    scale = most / levels.max()
+    if scheme.kind == "nvfp4":  # e4m3 numbers times one float32 for the tensor
+        total = (most.amax() / (448 * 6)).clamp(min=2.0**-100)
+        return (scale / total).clamp(max=448).to(torch.float8_e4m3fn).float() * total
+    return scale
+
+
+def nearest_level(values: torch.Tensor, kind: str) -> torch.Tensor:
+    """Codes of the levels nearest to values; fp8 rounds as its hardware does, ties to even."""
+    if kind in ("fp8_e4m3", "mxfp8"):
+        return values.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    if kind == "fp8_e5m2":
+        return values.clamp(-57344, 57344).to(torch.float8_e5m2).view(torch.uint8)
+    levels, order = levels_of(kind).sort(stable=True)
+    bounds = (levels[1:] + levels[:-1]) / 2
+    return order[torch.bucketize(values.contiguous(), bounds)]
+
+
+def shared(values: torch.Tensor, scheme: Scheme, reduce: Callable[..., torch.Tensor] = torch.amax) -> torch.Tensor:
+    """[N, G] with the extreme of all outputs that share a scale in each place."""
+    if scheme.share == "tensor":
+        return reduce(values, (0, 1), keepdim=True).expand_as(values).contiguous()
+    if scheme.share == "block":
+        return torch.cat([reduce(part, 0, keepdim=True).expand_as(part) for part in values.split(128)])
+    return values
+
+
+def stored_scale(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """The scale as it will be read: float16 for groups, float32 for channels."""
-    if not scheme.group:
+    if scheme.wide_scales:
         return scale
     half = scale.clamp(-65504, 65504).to(torch.float16).float()  # float16 ends there
-    return torch.where((half == 0) & (scale != 0), torch.sign(scale) * 2.0**-24, half)
+    return torch.where((half == 0) & (scale != 0), torch.sign(scale) * SMALLEST_HALF, half)
 
 
-def _inverse(scale: torch.Tensor) -> torch.Tensor:
+def inverse(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)

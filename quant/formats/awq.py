@@ -54,7 +54,7 @@ class Awq(Format):
     def _fast(self, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, size: int) -> Stored:
         """gemv_fast: int16 [N/4, K], four outputs interleaved in strides of 64; qzeros are −zero·scale in float16."""
         codes = _deinterleave(qweight)
-        n, k = codes.shape
+        _n, k = codes.shape
         size = k if size < 0 else size
         groups = -(-k // size)
         scale, offset = scales[:groups].T.float(), qzeros[:groups].T.float()

@@ -24,6 +24,10 @@ FAMILIES = {
     "floats": ["f32", "f16", "bf16", "bf16/bf16", "f32/bf16"],
     "int8": ["int8:channel/int8", "int8:channel/bf16", "int8:g64/int8", "int8:g32/bf16", "int8:channel/f32"],
     "int4 symmetric": [f"int4:{g}/{a}" for g in ("g32", "g64", "g128", "channel") for a in ("bf16", "int8")],
+    "few bits": [f"int{b}:{g}{z}/bf16" for b in (2, 3, 5, 6) for g, z in (("g16", ""), ("g32", ":asym"), ("channel", ""))],
+    "8 bits with zero points": ["int8:g32:asym/bf16", "int8:channel:asym/bf16", "int8:g16:asym/f32"],
+    "fp8": [f"fp8_{kind}:{g}/bf16" for kind in ("e4m3", "e5m2") for g in ("channel", "tensor", "block128", "g32")],
+    "four-bit floats": ["mxfp4/bf16", "mxfp8/bf16", "nvfp4/bf16", "nf4:g64/bf16", "nf4:g32/f32"],
     "int4 asymmetric": [f"int4:{g}:asym/{a}" for g in ("g32", "g64", "g128", "channel") for a in ("bf16", "int8")],
 }
 
@@ -35,7 +39,7 @@ def bf16(x):
 def stored(weight, scheme):
     """The values that the packed weight stands for, float64."""
     tensor = torch.as_tensor(weight, dtype=torch.float32)
-    if scheme.is_integer:
+    if scheme.is_coded:
         return quantize(tensor, scheme).dequantize(scheme).double().numpy()
     return tensor.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[scheme.kind]).double().numpy()
 
@@ -88,8 +92,8 @@ class Case:
         if self.scheme.asymmetric and self.scheme.activations != "int8":
             codes = quantize(torch.as_tensor(self.w), self.scheme)
             top = (
-                (codes.scales.abs() * 15).amax(-1).double().numpy()
-            )  # codes and zero points are summed apart, each up to 15 scales
+                (codes.scales.abs() * ((1 << self.scheme.bits) - 1)).amax(-1).double().numpy()
+            )  # codes and zero points are summed apart, each up to the largest code in scales
             size = size + np.abs(x).sum(-1, keepdims=True) * top
         if "bias" in self.operands:
             y = y + self.operands["bias"]

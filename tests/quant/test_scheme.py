@@ -70,29 +70,7 @@ def test_contradictions_are_refused(text):
         parse_scheme(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "int2",
-        "int3",
-        "int5",
-        "int6",
-        "fp8",
-        "fp8_e4m3",
-        "mxfp4",
-        "mxfp8",
-        "nvfp4",
-        "nf4",
-        "int4:g16",
-        "int4:g256",
-        "int4:g0",
-        "int4:tensor",
-        "int8:block128",
-        "int4/fp8",
-        "int8:asym",
-        "int8:asym/int8",
-    ],
-)
+@pytest.mark.parametrize("text", ["int4:g256", "int4:g0", "int2:g8"])
 def test_what_is_known_but_not_built_says_so(text):
     with pytest.raises(UnsupportedError):
         parse_scheme(text)
