@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .compiler.checkpoint import Checkpoint
     from .compiler.importer import Imported
     from .compiler.ir.graph import Graph
+    from .quant.formats.bound import BoundStored
 
 T = TypeVar("T")
 DTYPES = ("auto", "f32", "f16", "bf16")
@@ -116,7 +117,8 @@ def compile(
     with progress.stage("capture", "Capturing the model's forward"):
         captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)
     with progress.stage("passes", "Running the passes"):
-        graph = run_passes(imported, settings, dump_ir)
+        stored = stored_weights(checkpoint, captured, settings)
+        graph = run_passes(imported, settings, dump_ir, stored)
     with progress.stage("codegen", "Generating kernels"):
         from .codegen.cpu.render import render
 
@@ -132,7 +134,7 @@ def compile(
             raise UsageError(f"the folder {target.parent} does not exist", "create it first")
         weights = WeightsFile(target.parent) if settings.weights == "all" else None
         if weights is not None:
-            _pack(graph, rendered, params, weights, progress)
+            _pack(graph, rendered, params, weights, progress, stored)
     files = _kernel_files(rendered, binaries, graph, checkpoint)
     manifest = _manifest(checkpoint, captured, settings, rendered, binaries, tools, dtype, kv_dtype, context, weights, graph)
     try:
@@ -200,7 +202,7 @@ def schemes(settings: CompileOptions) -> tuple[str, tuple[tuple[str, str], ...]]
 
     def modified(text: str) -> str:
         scheme = parse_scheme(text)
-        if scheme.is_integer:
+        if scheme.is_coded:
             if settings.group_size:
                 scheme = replace(scheme, group=settings.group_size)
             if settings.asymmetric:
@@ -289,11 +291,23 @@ def front_end(checkpoint: Checkpoint, dtype: str, context: int, trust_remote_cod
     return captured, imported
 
 
-def run_passes(imported: Imported, settings: CompileOptions, dump_ir: str | Path | None = None) -> Graph:
+def stored_weights(checkpoint: Checkpoint, captured: Any, settings: CompileOptions) -> BoundStored | None:
+    """The codes of a quantized checkpoint, where the compile is to keep them."""
+    if not checkpoint.stored or settings.quant != "none":
+        return None
+    from .quant.formats.bound import BoundStored
+
+    return BoundStored(checkpoint, captured.model)
+
+
+def run_passes(
+    imported: Imported, settings: CompileOptions, dump_ir: str | Path | None = None, stored: BoundStored | None = None
+) -> Graph:
     """The CPU pass pipeline, verified after each pass; one file a pass in `dump_ir`."""
     from .compiler.ir.text import print_graph
     from .compiler.ir.verify import verify
     from .passes.order import cpu_passes
+    from .passes.quantize import Quantize
 
     graph = imported.graph
     default, rules = schemes(settings)
@@ -301,7 +315,9 @@ def run_passes(imported: Imported, settings: CompileOptions, dump_ir: str | Path
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "00-import.ir").write_text(print_graph(graph))
-    for number, step in enumerate(cpu_passes(imported.buffers, default, rules), 1):
+    kept = {p.name[1:]: stored.scheme(p.name[1:]) for p in imported.graph.params} if stored is not None else {}
+    quantize = Quantize(default, rules, {n: s for n, s in kept.items() if s is not None}, settings.activations)
+    for number, step in enumerate(cpu_passes(imported.buffers, quantize), 1):
         graph = verify(step.run(graph), step.name)
         if folder is not None:
             (folder / f"{number:02d}-{step.name}.ir").write_text(print_graph(graph))
@@ -319,11 +335,18 @@ def _parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Ca
     return lambda name: imported.buffers[name] if name in imported.buffers else bound(name)
 
 
-def _pack(graph: Graph, rendered: Rendered, params: Callable[[str], torch.Tensor], weights: Any, progress: Progress) -> None:
+def _pack(
+    graph: Graph,
+    rendered: Rendered,
+    params: Callable[[str], torch.Tensor],
+    weights: Any,
+    progress: Progress,
+    stored: BoundStored | None,
+) -> None:
     from .codegen.cpu.lower import unique_names
     from .codegen.cpu.weights import WeightPacker
 
-    packer = WeightPacker(graph, params)
+    packer = WeightPacker(graph, params, stored)
     specs = rendered.lowered.weights
     for name, spec in progress.each(list(zip(unique_names(specs), specs, strict=True)), "weights"):
         weights.add(name, packer.pack(spec))

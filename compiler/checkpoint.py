@@ -391,6 +391,11 @@ def _bind_folder(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights
     groups: dict[str, list[tuple[str, str | None]]] = {}
     for name in sorted(checkpoint.readers, key=dot_natural_key):
         renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if renamed not in state and pattern is None and name not in state:
+            alias = _EXPERT.sub(
+                lambda m: m[1] + _MIXTRAL[m[2]] + m[3], name
+            )  # some quantizers name mixtral's experts as others do
+            renamed, pattern = rename_source_key(alias, renamings, converters, model.base_model_prefix, state)
         if renamed not in state and name in state:
             renamed, pattern = name, None
         groups.setdefault(renamed, []).append((name, pattern))
@@ -418,12 +423,23 @@ def _bind_folder(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights
     return BoundWeights(checkpoint.source, readers, {k: tuple(v.shape) for k, v in state.items()}, _tied(model))
 
 
+_EXPERT = re.compile(r"(\.experts\.\d+\.)(gate_proj|down_proj|up_proj)(\.weight)$")
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+
 def _tied(model: PreTrainedModel) -> dict[str, str]:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     return dict(tied) if isinstance(tied, dict) else {}
 
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+GGUF_FACTS = {
+    "attention.key_length": "head_dim",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
 
 
 @contextmanager
@@ -440,6 +456,7 @@ def _shared(reader: Any) -> Iterator[None]:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
+    import gguf
     import torch
     from gguf import GGUFReader, dequantize
     from transformers import AutoConfig
@@ -463,16 +480,31 @@ def _open_gguf(path: Path) -> Checkpoint:
                 f"{path.name} is truncated: tensor {tensor.name} ends at byte {tensor.data_offset + tensor.n_bytes} of {size}",
                 "fetch the file again",
             )
+    for key, name in GGUF_FACTS.items():  # what transformers leaves at its default
+        fact = reader.fields.get(f"{architecture}.{key}")
+        if fact is not None and hasattr(config, name) and name not in parsed["config"]:
+            setattr(config, name, int(fact.contents()))
     config.tie_word_embeddings = all(t.name != "output.weight" for t in reader.tensors)
 
     def read(index: int) -> torch.Tensor:
         tensor = reader.tensors[index]
         return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
 
+    def blocks(index: int) -> tuple[str, torch.Tensor, tuple[int, ...]]:
+        tensor = reader.tensors[index]
+        size = gguf.GGML_QUANT_SIZES[tensor.tensor_type][1]
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        return tensor.tensor_type.name, torch.from_numpy(tensor.data.view("uint8").reshape(-1, size).copy()), shape
+
     readers: dict[str, Callable[[], torch.Tensor]] = {str(t.name): partial(read, i) for i, t in enumerate(reader.tensors)}
     with _shared(reader):
         tokenizer = _converted_tokenizer(str(path.parent), gguf_file=path.name)
-    return Checkpoint(str(path), config, "bf16", readers, (path,), tokenizer, architecture)
+    stored = {
+        str(t.name): partial(blocks, i)
+        for i, t in enumerate(reader.tensors)
+        if t.tensor_type.name not in ("F32", "F16", "BF16", "F64")
+    }
+    return Checkpoint(str(path), config, "bf16", readers, (path,), tokenizer, architecture, stored=stored)
 
 
 def _bind_gguf(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights:
@@ -483,8 +515,9 @@ def _bind_gguf(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights:
     readers: dict[str, Callable[[], Any]] = {}
     groups: dict[str, list[str]] = {}
     for stored in checkpoint.readers:
-        if stored in names:
-            groups.setdefault(names[stored], []).append(stored)
+        target = names.get(stored) or names.get(stored.removesuffix(".weight"))  # merged experts have no suffix
+        if target is not None:
+            groups.setdefault(target, []).append(stored)
 
     def read(target: str, members: list[str]) -> torch.Tensor:
         import numpy as np

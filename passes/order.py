@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def cpu_passes(buffers: Mapping[str, torch.Tensor], scheme: str, rules: tuple[tuple[str, str], ...]) -> list[Pass]:
+def cpu_passes(buffers: Mapping[str, torch.Tensor], quantize: Quantize | None = None) -> list[Pass]:
     """Raise what the model wrote out, attach schemes, then fuse: a fusion joins only weights of the same scheme."""
     return [
         Widen(),
@@ -32,7 +32,7 @@ def cpu_passes(buffers: Mapping[str, torch.Tensor], scheme: str, rules: tuple[tu
         RaiseActivation(buffers),
         RaiseRope(buffers),
         Simplify(),
-        Quantize(scheme, rules),
+        quantize or Quantize(),
         FuseActivation(),
         MergeLinears(),
         FuseResidual(),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from ..compiler.ir.graph import Graph, Node, Value
+from ..compiler.ir.graph import Graph, Node, Value, roots
 from ..compiler.ir.ops.embedding import Embedding
 from ..compiler.ir.ops.experts import Experts
 from ..compiler.ir.ops.linear import Linear
@@ -16,6 +17,8 @@ from ..errors import UsageError
 from ..quant.scheme import Scheme, parse_scheme
 from .pass_ import Pass
 
+MOVES = ("cast", "concat", "expand", "permute", "slice", "view")  # what leaves each weight's value as it is
+
 
 @dataclass(frozen=True)
 class Quantize(Pass):
@@ -23,12 +26,15 @@ class Quantize(Pass):
 
     Under an integer scheme the head and the embedding tables get int8 per channel, and routers stay as they are, unless a rule
     names them. Weights that are tied share one scheme. Raises UsageError for a rule that matches nothing, or that gives two
-    schemes to tied weights.
+    schemes to tied weights. Without a `scheme`, weights whose parameters `stored` names keep their codes; `activations` are then
+    what they are multiplied by, unless it is "" and the checkpoint, or the weight's dtype, says.
     """
 
     name: ClassVar[str] = "quantize"
     scheme: str = ""
     rules: tuple[tuple[str, str], ...] = field(default=())
+    stored: Mapping[str, Scheme] = field(default_factory=dict, compare=False)
+    activations: str = ""
 
     def run(self, graph: Graph) -> Graph:
         plan = self.plan(graph)
@@ -60,6 +66,8 @@ class Quantize(Pass):
                     chosen = None
             elif default is not None and isinstance(node.op, Embedding) and default.activations:
                 chosen = replace(default, activations="")
+            if default is None:
+                chosen = self._kept(weight, graph)
             for i, (glob, text) in enumerate(self.rules):
                 if fnmatch.fnmatchcase(module, glob) or fnmatch.fnmatchcase(node.scope, glob):
                     chosen, named = parse_scheme(text), True
@@ -87,6 +95,16 @@ class Quantize(Pass):
                     "globs match module names such as model.layers.0.mlp.down_proj",
                 )
         return plan
+
+    def _kept(self, weight: Value, graph: Graph) -> Scheme | None:
+        """The scheme under which a weight is stored; None when it is not, or is more than its parts moved about."""
+        found = {self.stored.get(name) for name in roots(graph, weight, MOVES)}
+        if len(found) != 1:
+            return None
+        scheme = found.pop()
+        if scheme is None or (scheme.order and len(weight.type.shape) == 3):
+            return None
+        return scheme.with_activations(self.activations or scheme.activations or weight.type.dtype)
 
     def _root_of(self, output: str, graph: Graph) -> str:
         node = graph.producers()[output]

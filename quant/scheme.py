@@ -9,9 +9,9 @@ from ..errors import UnsupportedError, UsageError, nearest
 
 FLOATS = ("f32", "f16", "bf16")
 INTEGERS = ("int2", "int3", "int4", "int5", "int6", "int8")
-CODED = ("fp8_e4m3", "fp8_e5m2", "mxfp4", "mxfp8", "nvfp4", "nf4")
+CODED = ("fp8_e4m3", "fp8_e5m2", "mxfp4", "mxfp8", "nvfp4", "nf4", "iq4")
 WEIGHTS = (*FLOATS, *INTEGERS, *CODED)
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "mxfp4": 4, "mxfp8": 8, "nvfp4": 4, "nf4": 4}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "mxfp4": 4, "mxfp8": 8, "nvfp4": 4, "nf4": 4, "iq4": 4}
 FIXED_GROUP = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
 ALIASES = {"int4": "int4:g64/bf16", "int8": "int8:channel/int8", "fp8": "fp8_e4m3:channel/fp8"}
 ACTIVATIONS = ("f32", "f16", "bf16", "int8", "int8-asym", "fp8", "fp8-g128", "mxfp8", "mxfp4", "nvfp4")

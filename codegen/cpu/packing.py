@@ -23,7 +23,15 @@ class Kind:
 
 
 FIELDS = {2: (2,), 3: (2, 1), 5: (4, 1), 6: (4, 2)}  # widths of the parts of a code, lowest first
-LEVEL_KINDS = {"fp8_e4m3": "e4m3", "mxfp8": "e4m3", "fp8_e5m2": "e5m2", "mxfp4": "e2m1", "nvfp4": "e2m1", "nf4": "nf4"}
+LEVEL_KINDS = {
+    "fp8_e4m3": "e4m3",
+    "mxfp8": "e4m3",
+    "fp8_e5m2": "e5m2",
+    "mxfp4": "e2m1",
+    "nvfp4": "e2m1",
+    "nf4": "nf4",
+    "iq4": "iq4",
+}
 FLOAT_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024}
 DOT_ACTIVATIONS = 2  # the rounding mode of int8 activations
 ROUNDING = {"bf16": 1, "int8": DOT_ACTIVATIONS, "int8-asym": 3, "fp8": 4, "fp8-g128": 5, "mxfp8": 6, "mxfp4": 7, "nvfp4": 8}
@@ -46,7 +54,7 @@ def tile_bytes(kind: Kind) -> int:
     """Bytes of 16 outputs by 32 values of K."""
     if kind.name in FLOAT_BYTES:
         return FLOAT_BYTES[kind.name]
-    return {"e4m3": 512, "e5m2": 512, "e2m1": 256, "nf4": 256}.get(kind.name) or 64 * int(kind.name[1:])
+    return {"e4m3": 512, "e5m2": 512, "e2m1": 256, "nf4": 256, "iq4": 256}.get(kind.name) or 64 * int(kind.name[1:])
 
 
 def _tiles(x: torch.Tensor, chunk: int, fill: int = 0) -> torch.Tensor:
@@ -83,7 +91,7 @@ def pack_codes(codes: Codes, scheme: Scheme) -> torch.Tensor:
         tiles = _tiles(values, 64, zero)
         quads = tiles.reshape(*tiles.shape[:3], 8, 2, 4).permute(0, 1, 3, 4, 2, 5)  # [tile][chunk][line][low, high][output][4]
         return (quads[:, :, :, 0] | (quads[:, :, :, 1] << 4)).contiguous().flatten()
-    if kind in ("i4", "u4", "e2m1", "nf4"):
+    if kind in ("i4", "u4", "e2m1", "nf4", "iq4"):
         tiles = _tiles(values, 32, zero)
         nibbles = tiles.reshape(*tiles.shape[:3], 4, 4, 2).permute(0, 1, 3, 2, 4, 5)  # [tile][chunk][line][output][pair][parity]
         return _words((nibbles.long() << torch.tensor([[0, 16], [4, 20], [8, 24], [12, 28]])).sum((-1, -2)))

@@ -12,7 +12,7 @@ import jinja2
 
 from ...compiler.ir.graph import Graph
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
-from ...quant.levels import E2M1, NF4
+from ...quant.levels import FOUR_BITS
 from ...runtime.artifact import layout_digest
 from . import generic
 from .lower import Call, Lowered, Pointer, assign_slots, lower, unique_names
@@ -30,11 +30,12 @@ AMX_KINDS = (
     "e4m3",
     "e5m2",
     "e2m1",
+    "iq4",
     *(f"{s}{b}" for b in FIELDS for s in "iu"),
 )  # exact in bfloat16
 
 
-LEVEL_TABLES = {"e2m1": ", ".join(f"{v.hex()}f" for v in E2M1), "nf4": ", ".join(f"{v.hex()}f" for v in NF4)}
+LEVEL_TABLES = {name: ", ".join(f"{v.hex()}f" for v in levels) for name, levels in FOUR_BITS.items()}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from ...compiler.ir.graph import Graph, Value
+from ...compiler.ir.graph import Graph, Value, roots
 from ...compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
+from ...errors import LlmcError
 from ...quant.algorithms.rtn import Codes, quantize
+from ...quant.formats.bound import BoundStored
 from ...quant.scheme import Scheme
 from .lower import WeightSpec
 from .packing import interleave_gate, pack_codes, pack_floats, pack_groups, pack_vector
@@ -17,7 +19,8 @@ from .packing import interleave_gate, pack_codes, pack_floats, pack_groups, pack
 class WeightPacker:
     """Evaluates and packs; keeps the last quantized weight, because its codes, scales and zeros follow each other."""
 
-    def __init__(self, graph: Graph, params: ParamSource) -> None:
+    def __init__(self, graph: Graph, params: ParamSource, stored: BoundStored | None = None) -> None:
+        self._stored = stored
         self._graph = graph
         self._types = {p.name[1:]: p.type for p in graph.params}
         self._params = params
@@ -43,7 +46,7 @@ class WeightPacker:
         elif kind == "integers":
             packed = self.value(spec.values[0]).to(torch.int64).contiguous().view(torch.uint8).flatten()
         elif kind == "input_scale":
-            packed = pack_vector(self.stored(spec.values[0]).input_scale)
+            packed = pack_vector(self._input_scale(spec.values[0]))
         elif kind == "floats":
             packed = torch.cat([pack_floats(m, detail) for m in self._matrices(spec)])
         else:
@@ -59,8 +62,48 @@ class WeightPacker:
     def _codes(self, spec: WeightSpec, scheme: Scheme) -> list[Codes]:
         key = (spec.values, scheme, spec.gated)
         if self._last is None or self._last[0] != key:
-            self._last = (key, [quantize(m, scheme) for m in self._matrices(spec)])
+            made = self._kept(spec, scheme) if scheme.stored else [quantize(m, scheme) for m in self._matrices(spec)]
+            self._last = (key, made)
         return self._last[1]
+
+    def _kept(self, spec: WeightSpec, scheme: Scheme) -> list[Codes]:
+        """Codes as the checkpoint has them: they and their scales, one a weight, go where the graph moves the weight."""
+        value = spec.values[0]
+        codes = self._moved(value, "codes")
+        parts = ["scales", *(["offsets"] if scheme.offset else ["zeros"] if scheme.asymmetric else [])]
+        found = {name: self._moved(value, name) for name in parts}
+        order = None
+        if scheme.order:
+            groups = self._moved(value, "groups")
+            order = torch.argsort(groups[0], stable=True)
+        out = []
+        for e in range(codes.shape[0] if codes.ndim == 3 else 1):
+            pick = lambda t: _gate(t[e] if t.ndim == 3 else t, spec.gated)  # noqa: E731
+            grouped = {name: _one_a_group(pick(t), scheme, order, value.name) for name, t in found.items()}
+            mine = pick(codes).to(torch.uint8)
+            out.append(
+                Codes(
+                    mine if order is None else mine[:, order].contiguous(),
+                    grouped["scales"],
+                    grouped.get("zeros"),
+                    order,
+                    grouped.get("offsets"),
+                )
+            )
+        return out
+
+    def _moved(self, value: Value, view: str) -> torch.Tensor:
+        assert self._stored is not None
+        stored = self._stored
+        context = Context({}, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), wide=torch.float64)
+        moved = evaluate(self._graph, [value], {}, lambda name: stored.view(name, view).double(), context)[0]
+        return moved if view in ("codes", "groups") else moved.float()
+
+    def _input_scale(self, value: Value) -> torch.Tensor:
+        assert self._stored is not None
+        found = {self._stored.input_scale(name) for name in roots(self._graph, value)}
+        assert len(found) == 1, value.name
+        return torch.tensor([found.pop()])
 
 
 def _gate(rows: torch.Tensor, layout: str) -> torch.Tensor:
@@ -79,7 +122,19 @@ def _pack_part(kind: str, codes: Codes, scheme: Scheme) -> torch.Tensor:
     if kind == "order":
         assert codes.order is not None
         return codes.order.to(torch.int32).contiguous().view(torch.uint8)
-    assert codes.zeros is not None
     if scheme.offset:  # what the sum of a group's activations is multiplied by
-        return pack_groups(-codes.zeros * codes.scales, width)
+        assert codes.offsets is not None
+        return pack_groups(codes.offsets, width)
+    assert codes.zeros is not None
     return pack_groups(codes.zeros, torch.uint8)
+
+
+def _one_a_group(values: torch.Tensor, scheme: Scheme, order: torch.Tensor | None, name: str) -> torch.Tensor:
+    """[N, K], equal within each group, → [N, G]."""
+    k = values.shape[1]
+    size = scheme.group or k
+    values = values if order is None else values[:, order]
+    grouped = values[:, ::size].contiguous()
+    if not torch.equal(grouped.repeat_interleave(size, 1)[:, :k], values):
+        raise LlmcError(f"{name}: its groups do not lie together")
+    return grouped

@@ -77,3 +77,21 @@ class Graph:
 
     def find(self, op_name: str) -> Iterator[Node]:
         return (n for n in self.nodes if n.op.name == op_name)
+
+
+def roots(graph: Graph, value: Value, moves: tuple[str, ...] = ()) -> list[str]:
+    """The parameters that a static value is made of, without their "@". With `moves`, a value that any other op has
+    a part in gives [""]."""
+    producers = graph.producers()
+    found: list[str] = []
+    stack = [value]
+    while stack:
+        here = stack.pop()
+        node = producers.get(here.name)
+        if node is None:
+            found.append(here.name[1:])
+        elif moves and node.op.name not in moves:
+            return [""]
+        else:
+            stack.extend(node.inputs)
+    return found

@@ -17,12 +17,13 @@ SMALLEST_HALF = 2.0**-24
 class Codes:
     """A quantized weight. codes [N, K] uint8, unsigned: index of a level (integers: value + zero point); scales [N, G] float32;
     zeros [N, G] float32 in units of codes (None: the scheme's own); order [K] int64, the inputs in the order in which groups lie
-    together (None: as they are)."""
+    together (None: as they are); offsets [N, G] float32 are added instead of zero points."""
 
     codes: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None = None
     order: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
 
     def dequantize(self, scheme: Scheme) -> torch.Tensor:
         """The values that the codes stand for, [N, K] float32."""

@@ -47,7 +47,10 @@ class Awq(Format):
         if version == "gemv":
             zeros, scales = unpack_words(qzeros, 4)[:, :groups], scales[:, :groups]
         scales = scales.float()
-        dense = (codes - spread(zeros, size, k)).float() * spread(scales, size, k)
+
+        def dense() -> torch.Tensor:
+            return (codes - spread(zeros, size, k)).float() * spread(scales, size, k)
+
         scheme = integer_scheme(4, 0 if size >= k else size, True)
         return Stored(dense, scheme, codes.to(torch.uint8).contiguous(), scales.contiguous(), zeros.float().contiguous())
 
@@ -58,8 +61,12 @@ class Awq(Format):
         size = k if size < 0 else size
         groups = -(-k // size)
         scale, offset = scales[:groups].T.float(), qzeros[:groups].T.float()
-        dense = codes.float() * spread(scale, size, k) + spread(offset, size, k)
-        return Stored(dense, why="its zero points are stored as products")
+
+        def dense() -> torch.Tensor:
+            return codes.float() * spread(scale, size, k) + spread(offset, size, k)
+
+        scheme = integer_scheme(4, 0 if size >= k else size, True)
+        return Stored(dense, scheme, codes.to(torch.uint8), scale.contiguous(), offsets=offset.contiguous())
 
 
 def _columns(words: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class BitsAndBytes(Format):
-    """4 bits: weight [N·K/2, 1] uint8, the high half first, blocks of 64 or more over the flattened weight. 8 bits: int8 rows, SCB."""
+    """4 bits: weight [N·K/2, 1] uint8, the high half first, blocks of 64 or more over the flattened weight. 8 bits: int8 rows, SCB.
+
+    The library rounds activations to int8 except for outliers that it looks for in the whole batch; here they stay as they are, so
+    that a request's result does not depend on its neighbours.
+    """
 
     name: ClassVar[str] = "bitsandbytes"
     suffixes: ClassVar[tuple[str, ...]] = ("weight", "SCB", "weight_format")
@@ -40,7 +44,10 @@ class BitsAndBytes(Format):
         codes, scale = self.need(weight, parts, "weight", "SCB")
         scales = scale.float()[:, None] / 127
         codes8 = (codes.int() + 128).to(torch.uint8)
-        dense = codes.float() * scale.float()[:, None] / 127
+
+        def dense() -> torch.Tensor:
+            return codes.float() * scale.float()[:, None] / 127
+
         return Stored(dense, integer_scheme(8, 0, False), codes8, scales)
 
     def _blocks(self, weight: str, parts: Parts) -> Stored:
@@ -58,7 +65,10 @@ class BitsAndBytes(Format):
         codes = torch.stack([flat >> 4, flat & 15], -1).flatten()[: torch.Size(shape).numel()]
         scales = absmax.float().flatten()
         values = table.float()[codes.long()] * scales.repeat_interleave(size)[: codes.numel()]
-        dense = values.to(dtype).float().reshape(shape)
+
+        def dense() -> torch.Tensor:
+            return values.to(dtype).float().reshape(shape)
+
         n, k = shape
         if facts.get("quant_type") != "nf4" or k % size or not torch.equal(table.float(), torch.tensor(NF4)):
             return Stored(dense, why=f"{facts.get('quant_type')} in blocks of {size}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,10 @@ from ..stored import Stored
 from .bits import nibbles, powers_of_two, spread, unpack_stream, unpack_words
 from .format import Format, Parts
 
-ACTIVATIONS = {("int", 8, "token"): "int8", ("float", 8, "token"): "fp8", ("float", 8, "group"): "fp8"}
+ACTIVATIONS = {
+    ("int", 8, "token"): "int8", ("float", 8, "token"): "fp8", ("float", 8, "group", 128): "fp8-g128", ("float", 8, "group", 32): "mxfp8",
+    ("float", 4, "group", 32): "mxfp4", ("float", 4, "tensor_group", 16): "nvfp4",
+}  # fmt: skip
 
 
 class CompressedTensors(Format):
@@ -48,11 +52,23 @@ class CompressedTensors(Format):
 
     def read(self, weight: str, parts: Parts) -> Stored:
         group = self.group_of(weight.removesuffix(".weight"))
+        stored = self._weights(weight, parts, group)
+        inputs = group.get("input_activations")
+        if stored.scheme is None or not inputs:
+            return stored
+        key = (str(inputs.get("type")), int(inputs.get("num_bits", 0)), str(inputs.get("strategy")))
+        kind = ACTIVATIONS.get(key) or ACTIVATIONS.get((*key, int(inputs.get("group_size") or 0)))
+        if kind is None or not inputs.get("dynamic") or not inputs.get("symmetric", True):
+            return stored  # static scales, and numbers that no kernel rounds to: the activations stay as they are
+        scale = float(parts["input_global_scale"]()) if kind == "nvfp4" else None
+        return replace(stored, scheme=stored.scheme.with_activations(kind), input_scale=scale)
+
+    def _weights(self, weight: str, parts: Parts, group: Mapping[str, Any]) -> Stored:
         settings = group.get("weights") or {}
         form = str(group.get("format") or self.config.get("format"))
         bits, kind = int(settings.get("num_bits", 8)), str(settings.get("type", "int"))
         if form in ("dense", "None"):
-            return Stored(self.need(weight, parts, "weight")[0].float(), why="stored plainly")
+            return Stored(parts["weight"], why="stored plainly")
         if form == "nvfp4-pack-quantized":
             return self._nvfp4(weight, parts)
         if form == "mxfp4-pack-quantized":
@@ -60,7 +76,10 @@ class CompressedTensors(Format):
             return _micro(nibbles(packed), torch.tensor(E2M1), scale, "mxfp4")
         if form == "mxfp8-quantized":
             codes, scale = self.need(weight, parts, "weight", "weight_scale")
-            dense = powers_of_two(scale).repeat_interleave(32, 1)[:, : codes.shape[1]] * codes.float()
+
+            def dense() -> torch.Tensor:
+                return powers_of_two(scale).repeat_interleave(32, 1)[:, : codes.shape[1]] * codes.float()
+
             return Stored(dense, Scheme("mxfp8", 32), codes.view(torch.uint8), powers_of_two(scale))
         if form == "pack-quantized":
             return self._packed(weight, parts, bits, settings)
@@ -91,7 +110,10 @@ class CompressedTensors(Format):
         if kind == "float":
             block = settings.get("block_structure")
             full = _expanded(scale, n, k, block)
-            dense = (codes.to(scale.dtype) * full).float()
+
+            def dense() -> torch.Tensor:
+                return (codes.to(scale.dtype) * full).float()
+
             if codes.dtype != torch.float8_e4m3fn:
                 return Stored(dense, why=f"its codes are {codes.dtype}")
             scales = full[:, :: 128 if block else k].float().contiguous()
@@ -106,7 +128,10 @@ class CompressedTensors(Format):
         codes = nibbles(packed)
         scales = scale.float() / total.float()
         values = torch.tensor(E2M1)[codes.long()]
-        dense = (values * spread(scales, 16, codes.shape[1])).bfloat16().float()
+
+        def dense() -> torch.Tensor:
+            return (values * spread(scales, 16, codes.shape[1])).bfloat16().float()
+
         return Stored(dense, Scheme("nvfp4", 16), codes, scales.contiguous())
 
 
@@ -128,10 +153,13 @@ def _affine(
     if zeros is not None:
         zeros = zeros.reshape(-1, 1).expand(n, count) if zeros.ndim < 2 else zeros.expand(n, count)
         value = value - (zeros - offset).to(scale.dtype)[:, index]
-    dense = (value * scale[:, index]).float()
+
+    def dense() -> torch.Tensor:
+        return (value * scale[:, index]).float()
+
     scheme = integer_scheme(bits, 0 if size >= k else size, zeros is not None)
     return Stored(
-        dense, scheme, codes.to(torch.uint8), scale.float().contiguous(), zeros.float().contiguous() if zeros is not None else None, groups
+        dense, scheme, codes.to(torch.uint8), scale.float().contiguous(), zeros.float().contiguous() if zeros is not None else None, groups=groups
     )  # fmt: skip
 
 
@@ -145,4 +173,4 @@ def _expanded(scale: torch.Tensor, n: int, k: int, block: Any) -> torch.Tensor:
 
 def _micro(codes: torch.Tensor, table: torch.Tensor, scale: torch.Tensor, kind: str) -> Stored:
     scales = powers_of_two(scale)
-    return Stored(table[codes.long()] * spread(scales, 32, codes.shape[1]), Scheme(kind, 32), codes, scales)
+    return Stored(lambda: table[codes.long()] * spread(scales, 32, codes.shape[1]), Scheme(kind, 32), codes, scales)

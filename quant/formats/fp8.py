@@ -44,7 +44,10 @@ class Fp8(Format):
         else:
             cols = k
             full = scale.reshape(*scale.shape, *[1] * (codes.ndim - scale.ndim)).expand(codes.shape)
-        dense = codes.float() * full
+
+        def dense() -> torch.Tensor:
+            return codes.float() * full
+
         if codes.dtype != torch.float8_e4m3fn:
             return Stored(dense, why=f"its codes are {codes.dtype}")
         scheme = Scheme("fp8_e4m3", 0 if cols >= k else cols)

@@ -55,9 +55,12 @@ class Gptq(Format):
         if by_gptqmodel:
             scales = scales.bfloat16()
         scales = scales.float().T
-        dense = (codes - zeros[:, index]).float() * scales[:, index]
+
+        def dense() -> torch.Tensor:
+            return (codes - zeros[:, index]).float() * scales[:, index]
+
         symmetric = bool((zeros == 1 << (bits - 1)).all())
         return Stored(
             dense, integer_scheme(bits, 0 if size >= k else size, not symmetric), codes.to(torch.uint8), scales.contiguous(),
-            None if symmetric else zeros.float().contiguous(), groups,
+            None if symmetric else zeros.float().contiguous(), groups=groups,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...errors import CheckpointError, UnsupportedError
+from ..scheme import Scheme
 from ..stored import Stored
 from .format import Format, Parts
 
@@ -38,8 +39,20 @@ class Hqq(Format):
         codes = codes[:, :rows] if across else codes[:rows]
         if codes.numel() != n * k:
             raise CheckpointError(f"{weight}: {codes.numel()} codes are stored for {n} outputs and {k} inputs")
-        dense = ((codes.to(scale.dtype) - zero) * scale).reshape(n, k).float()
-        return Stored(dense, why="its zero points are not integers")
+
+        def dense() -> torch.Tensor:
+            return ((codes.to(scale.dtype) - zero) * scale).reshape(n, k).float()
+
+        if across or k % size:
+            return Stored(dense, why="its groups lie across outputs")
+        scales = scale.float().reshape(n, k // size)
+        return Stored(
+            dense,
+            Scheme(f"int{int(bits)}", 0 if size == k else size, True),
+            codes.to(torch.uint8).reshape(n, k),
+            scales,
+            offsets=-zero.float().reshape(n, k // size) * scales,
+        )
 
 
 def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:

@@ -32,12 +32,11 @@ class Mxfp4(Format):
         blocks, scales = self.need(weight, parts, "blocks", "scales")
         codes = nibbles(blocks).flatten(-2)
         power = powers_of_two(scales)
-        dense = torch.tensor(E2M1)[codes.long()] * spread(power, 32, codes.shape[-1])
-        if codes.ndim == 3:  # transformers holds experts with K before N
-            return Stored(
-                dense.transpose(1, 2).contiguous(),
-                Scheme("mxfp4", 32),
-                codes.transpose(1, 2).contiguous(),
-                power.transpose(1, 2).contiguous(),
-            )
-        return Stored(dense, Scheme("mxfp4", 32), codes, power)
+
+        def dense() -> torch.Tensor:
+            return torch.tensor(E2M1)[codes.long()] * spread(power, 32, codes.shape[-1])
+
+        across = codes.ndim == 3  # transformers holds experts with K before N
+        return Stored(
+            lambda: dense().transpose(1, 2).contiguous() if across else dense(), Scheme("mxfp4", 32), codes, power, across=across
+        )

@@ -18,6 +18,7 @@ from .bitsandbytes import BitsAndBytes
 from .compressed_tensors import CompressedTensors
 from .format import Format
 from .fp8 import Fp8
+from .gguf import OWN_VALUES, dequantized, stored_blocks
 from .gptq import Gptq
 from .hqq import Hqq
 from .mxfp4 import Mxfp4
@@ -32,6 +33,8 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> C
     Raises CheckpointError, EnvironmentLacks, and UnsupportedError for a format that is not known.
     """
     checkpoint = open_plain(str(source), trust_remote_code=trust_remote_code)
+    if checkpoint.gguf_architecture:
+        return _with_blocks(checkpoint)
     names = frozenset(checkpoint.readers)
     found = next((f for f in FORMATS if f.recognizes(checkpoint.quantization, names)), None)
     if found is None:
@@ -60,5 +63,24 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> C
     return replace(checkpoint, readers=plain, stored=stored)
 
 
+def _with_blocks(checkpoint: Checkpoint) -> Checkpoint:
+    """A GGUF file's quantized tensors as stored weights, and those values that gguf-py does not know."""
+
+    def read(name: str) -> Stored:
+        kind, raw, shape = checkpoint.stored[name]()
+        stored = stored_blocks(kind, raw, torch.Size(shape[:-1]).numel(), partial(checkpoint.read, name))
+        return stored.reshaped(shape)
+
+    def values(name: str) -> torch.Tensor:
+        kind, raw, shape = checkpoint.stored[name]()
+        return dequantized(kind, raw).reshape(shape) if kind in OWN_VALUES else checkpoint.readers[name]()
+
+    return replace(
+        checkpoint,
+        readers={n: partial(values, n) if n in checkpoint.stored else r for n, r in checkpoint.readers.items()},
+        stored={n: partial(read, n) for n in checkpoint.stored},
+    )
+
+
 def _dense(read: Callable[[], Stored]) -> torch.Tensor:
-    return read().dense
+    return read().dense()

@@ -46,7 +46,10 @@ class TorchAo(Format):
         size = int(data["block_size"][-1])
         full = scale.repeat_interleave(n // scale.shape[0], 0).repeat_interleave(size, 1)[:, :k]
         if kind == "Float8Tensor":
-            dense = (codes.float() * full.float()).to(dtype).float()
+
+            def dense() -> torch.Tensor:
+                return (codes.float() * full.float()).to(dtype).float()
+
             scheme = Scheme("fp8_e4m3", 0 if size >= k else size)
             return Stored(dense, scheme, codes.view(torch.uint8), full[:, ::size].float().contiguous())
         bits = 8
@@ -54,14 +57,20 @@ class TorchAo(Format):
             bits = int(str(data["target_dtype"]["_data"]).removeprefix("int"))
         zeros = parts["zero_point"]().int() if "zero_point" in parts else None
         spread = zeros.repeat_interleave(n // zeros.shape[0], 0).repeat_interleave(size, 1)[:, :k] if zeros is not None else 0
-        dense = ((codes.int() - spread).to(scale.dtype) * full).to(dtype).float()
+
+        def dense() -> torch.Tensor:
+            return ((codes.int() - spread).to(scale.dtype) * full).to(dtype).float()
+
         offset = 1 << (bits - 1)
+        rounded = {"int8_asym_per_token": "int8-asym", "int8_sym_per_token": "int8"}.get(
+            str(data.get("activation_quantization")), ""
+        )
         symmetric = zeros is None or not bool(zeros.any())
         scales = full[:, ::size].float().contiguous()
         stored_zeros = None if zeros is None or symmetric else (zeros + offset).float().expand(n, -1).contiguous()
         return Stored(
             dense,
-            integer_scheme(bits, 0 if size >= k else size, not symmetric),
+            integer_scheme(bits, 0 if size >= k else size, not symmetric).with_activations(rounded),
             (codes.int() + offset).to(torch.uint8),
             scales,
             stored_zeros,

@@ -17,6 +17,7 @@ from llmc.compiler.ir.types import Sym, TensorType
 from llmc.compiler.ir.verify import verify
 from llmc.errors import VerifyError
 from llmc.passes.order import cpu_passes
+from llmc.passes.quantize import Quantize
 from models import MODELS
 
 TEXT = """llmc.ir 1
@@ -49,7 +50,7 @@ def test_imported_and_lowered_graphs_are_read_back(key, front_end):
     imported = front_end(key)[2]
     graph = imported.graph
     assert parse_graph(print_graph(graph)) == without_source(graph)
-    for step in cpu_passes(imported.buffers, "int4", ()):
+    for step in cpu_passes(imported.buffers, Quantize("int4")):
         graph = step.run(graph)
     text = print_graph(graph)
     assert parse_graph(text) == without_source(graph) and print_graph(parse_graph(text)) == text

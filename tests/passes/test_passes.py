@@ -13,6 +13,7 @@ from llmc.compiler.ir.verify import verify
 from llmc.errors import UsageError
 from llmc.passes.order import cpu_passes
 from llmc.passes.pass_ import catalog, parse_passes
+from llmc.passes.quantize import Quantize
 from models import MODELS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -43,7 +44,7 @@ def test_every_pass_preserves_values(key, front_end, random):
         1.0, float(expected.abs().max())
     )  # rope frequencies and attention's table are stored in float32: 2⁻²⁴ · 30 positions
     seen = set()
-    for step in cpu_passes(imported.buffers, "", ()):
+    for step in cpu_passes(imported.buffers):
         graph = verify(step.run(graph), step.name)
         for again in (graph, verify(step.run(graph), f"{step.name} twice")):
             error = float((values(again, params, tokens, positions, sequences) - expected).abs().max())
@@ -57,7 +58,7 @@ def test_every_model_raises_to_the_ops_that_kernels_have(key, front_end):
     """A norm or rotation left in pieces would still be right, but slow: this says where."""
     imported = front_end(key)[2]
     graph = imported.graph
-    for step in cpu_passes(imported.buffers, "", ()):
+    for step in cpu_passes(imported.buffers):
         graph = step.run(graph)
     names = [n.op.name for n in graph.nodes]
     assert names.count("fused_attention") == 2 and "attention" not in names and "rope" not in names
@@ -71,7 +72,7 @@ def golden(name):
     def at(front_end):
         imported = front_end("gpt2" if name == "raise_activation" else "llama", "bf16")[2]
         graph = imported.graph
-        for step in cpu_passes(imported.buffers, "int4", ()):
+        for step in cpu_passes(imported.buffers, Quantize("int4")):
             after = step.run(graph)
             if step.name == name:
                 return graph, after

@@ -14,7 +14,7 @@ def graph(front_end):
     def make(key):
         imported = front_end(key)[2]
         made = imported.graph
-        for step in cpu_passes(imported.buffers, "", ()):
+        for step in cpu_passes(imported.buffers):
             if step.name == "quantize":
                 return made
             made = step.run(made)

@@ -23,7 +23,7 @@ def raised(front_end, key):
     """The rope and rope_table ops that the pass leaves, with their frequencies."""
     imported = front_end(key)[2]
     graph = imported.graph
-    for step in cpu_passes(imported.buffers, "", ()):
+    for step in cpu_passes(imported.buffers):
         graph = step.run(graph)
         if step.name == "raise_rope":
             break
