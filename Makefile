@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint types imports docs-check bench sanitize sanitize-aarch64 clean help
+.PHONY: demo test test-formats lint types imports docs-check bench sanitize sanitize-aarch64 clean help
 
 help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
 	@echo "make test   run the whole test suite"
 	@echo "make lint types imports docs-check   the other checks of .ci/run"
 	@echo "make bench  compare with llama.cpp on this machine (builds it first)"
+	@echo "make test-formats   compile every checkpoint that other tools wrote, not a tenth of them"
 	@echo "make sanitize   kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -44,6 +45,9 @@ imports: $(STAMP)
 
 docs-check: $(STAMP)
 	$(BIN)/python docs/generate_cli.py --check
+
+test-formats: $(STAMP)
+	$(BIN)/python -m pytest -q -n auto tests/quant/test_formats.py --all-formats $(PYTEST_ARGS)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/codegen/test_sanitizers.py --sanitize

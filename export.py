@@ -16,6 +16,7 @@ def export_dense(source: str, out: Path, *, quiet: bool = True, **options: Any) 
     """
     import torch
     from safetensors.torch import save_file
+    from transformers.core_model_loading import revert_weight_conversion
 
     from .passes.quantize import Quantize, root_param, weight_nodes
     from .quant.algorithms.rtn import quantize
@@ -41,11 +42,15 @@ def export_dense(source: str, out: Path, *, quiet: bool = True, **options: Any) 
     for param in progress.each([p for p in imported.graph.params if p.name[1:] not in imported.buffers], "tensors"):
         name = param.name[1:]
         value, scheme = bound(name), chosen.get(name)
-        if scheme is not None and scheme.is_integer and value.ndim == 2:
-            value = quantize(value, scheme).dequantize(scheme)
-        elif scheme is not None and not scheme.is_integer:
+        if scheme is not None and scheme.is_coded and value.ndim in (2, 3):
+            matrices = value.reshape(-1, *value.shape[-2:])
+            value = torch.stack([quantize(m, scheme).dequantize(scheme) for m in matrices]).reshape(value.shape)
+        elif scheme is not None and not scheme.is_coded:
             value = value.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[scheme.kind])
         tensors[name] = value.float().contiguous()
+    tensors = {
+        n: t.contiguous() for n, t in revert_weight_conversion(captured.model, tensors).items()
+    }  # as checkpoints name them
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     checkpoint.config.dtype = torch.float32

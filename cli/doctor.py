@@ -13,7 +13,7 @@ from .main import emit
 from .options import as_json, debug
 
 COMPILE = ("torch", "transformers", "ziglang", "safetensors", "gguf", "pyyaml", "jsonschema", "tqdm")
-SIGN = ("model-signing",)
+SIGN = ("model-signing", "pyOpenSSL")
 
 
 @click.command("doctor")
@@ -35,7 +35,7 @@ def command(as_json: bool) -> None:
     click.echo(f"llmc {VERSION}, Python {value['python']}, {value['machine']}, {value['libc']}, {value['threads']} threads")
     click.echo(f"runs:     {', '.join(runs) or 'nothing: this CPU has none of the known levels'}")
     click.echo(f"compiles: {', '.join(compiles) or 'nothing: ' + ', '.join(missing) + ' missing (install the `compile` extra)'}")
-    click.echo(f"signs:    {'yes' if found['model-signing'] else 'no: install the `sign` extra'}")
+    click.echo(f"signs:    {'yes' if all(found[p] for p in SIGN) else 'no: install the `sign` extra'}")
 
 
 def _version(name: str) -> str:

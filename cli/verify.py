@@ -30,11 +30,12 @@ def command(artifact: str, rebuild: bool, signature: str | None, public_key: str
         checks = check_hashes(opened)
         if signature is not None and public_key is not None:
             checks.append(check_signature(Path(artifact), Path(signature), Path(public_key)))
-        checks += check_canary(opened)
         if rebuild:
             from ..rebuild import check_rebuild
 
             checks += check_rebuild(opened)
+        if all(c.ok for c in checks):  # nothing of the file runs before everything else is right
+            checks += check_canary(opened)
     failed = [c for c in checks if not c.ok]
     if as_json:
         emit({"ok": not failed, "checks": [asdict(c) for c in checks]})

@@ -499,7 +499,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     readers: dict[str, Callable[[], torch.Tensor]] = {str(t.name): partial(read, i) for i, t in enumerate(reader.tensors)}
     with _shared(reader):
         tokenizer = _converted_tokenizer(str(path.parent), gguf_file=path.name)
-    stored = {
+    stored: dict[str, Callable[[], Any]] = {
         str(t.name): partial(blocks, i)
         for i, t in enumerate(reader.tensors)
         if t.tensor_type.name not in ("F32", "F16", "BF16", "F64")

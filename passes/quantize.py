@@ -68,6 +68,8 @@ class Quantize(Pass):
                 chosen = replace(default, activations="")
             if default is None:
                 chosen = self._kept(weight, graph)
+                if chosen is None and node.output.name in routers:
+                    chosen = Scheme("f32", activations="f32")  # small, and a rounding there changes which experts a token goes to
             for i, (glob, text) in enumerate(self.rules):
                 if fnmatch.fnmatchcase(module, glob) or fnmatch.fnmatchcase(node.scope, glob):
                     chosen, named = parse_scheme(text), True

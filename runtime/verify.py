@@ -77,6 +77,14 @@ def check_signature(artifact: Path, signature: Path, public_key: Path) -> Check:
     signing = _library()
     _need(signature, "signature")
     _need(public_key, "public key")
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        load_pem_public_key(public_key.read_bytes())
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{public_key} is not a usable public key: {error}", "make one with: openssl ec -in key.pem -pubout"
+        ) from error
     try:
         signing.verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(artifact, signature)
     except OSError as error:
@@ -102,5 +110,5 @@ def _library() -> Any:
         import model_signing.signing
         import model_signing.verifying
     except ModuleNotFoundError as error:
-        raise EnvironmentLacks("signatures need the package model-signing", "install the `sign` extra") from error
+        raise EnvironmentLacks(f"signatures need the package {error.name}", "install the `sign` extra") from error
     return model_signing

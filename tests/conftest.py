@@ -32,6 +32,9 @@ settings.load_profile("llmc")
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew from what the code gives now")
     parser.addoption("--seed", type=int, default=None, help="seed of the random inputs, as a failing test printed it")
+    parser.addoption(
+        "--all-formats", action="store_true", help="compile all checkpoints that other tools wrote, not a tenth of them"
+    )
     parser.addoption("--sanitize", action="store_true", help="run more models under the sanitizers")
 
 

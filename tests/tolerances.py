@@ -31,3 +31,17 @@ PRODUCT = {
 
 # Units in the last place against float64, the measured bound of each polynomial rounded up; absolute error where a zero is crossed.
 ULP = {"exp": 2, "log": 3, "sigmoid": 4, "tanh": 4, "erf": 8, "silu": 4, "quick_gelu": 8, "softplus": 4, "expm1": 6, "log1p": 4}
+
+# Root mean square of a position's logits against another tool's, as a share of the logits' standard deviation. The median
+# position lies within the bound, every one within three times it (in three of four with experts: a rounding that tips a
+# router's tie sends a token elsewhere).
+CHECKPOINT = {
+    # bfloat16 activations and cache in ~15 products, 2⁻⁹ each in random directions, doubled; some tools also round the weights.
+    "weights": 0.02,
+    # A tool computes in bfloat16 throughout: where its x and ours round to different codes, they differ by a whole code. The
+    # noise of two independent roundings to 8 bits is √2 of one, which is 0.035 to 0.08 here (the tools' own logits against
+    # those without rounded activations).
+    "8-bit activations": 0.13,
+    # The same for 4 bits: 0.35 to 0.45.
+    "4-bit activations": 0.45,
+}

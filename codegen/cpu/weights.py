@@ -31,10 +31,12 @@ class WeightPacker:
         tensor = self._params(name)
         return tensor.to(TORCH_DTYPE[self._types[name].dtype]) if tensor.is_floating_point() else tensor
 
-    def value(self, value: Value) -> torch.Tensor:
-        """A static value, as the graph computes it."""
-        context = Context({}, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-        return evaluate(self._graph, [value], {}, self.parameter, context)[0]
+    def value(self, value: Value, wide: bool = False) -> torch.Tensor:
+        """A static value, as the graph computes it, or from the checkpoint's own numbers in float32."""
+        context = Context(
+            {}, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), wide=torch.float32 if wide else None
+        )
+        return evaluate(self._graph, [value], {}, self._params if wide else self.parameter, context)[0]
 
     def pack(self, spec: WeightSpec) -> memoryview:
         """The bytes of one tensor of the artifact."""
@@ -55,7 +57,7 @@ class WeightPacker:
         return memoryview(packed.contiguous().numpy()).cast("B")
 
     def _matrices(self, spec: WeightSpec) -> Iterator[torch.Tensor]:
-        weight = self.value(spec.values[0])
+        weight = self.value(spec.values[0], wide=spec.pack == "floats:f32")
         for matrix in weight if weight.ndim == 3 else [weight]:
             yield _gate(matrix, spec.gated)
 

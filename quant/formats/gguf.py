@@ -6,7 +6,7 @@ Layouts as in ggml's ggml-quants; the values themselves are gguf-py's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -14,7 +14,7 @@ from ..scheme import Scheme
 from ..stored import Stored
 from .bits import nibbles, powers_of_two
 
-Blocks = torch.Tensor  # uint8 [blocks, bytes of one]
+Blocks: TypeAlias = torch.Tensor  # uint8 [blocks, bytes of one]
 
 
 def stored_blocks(kind: str, raw: torch.Tensor, rows: int, dense: Callable[[], torch.Tensor]) -> Stored:
@@ -29,7 +29,7 @@ def stored_blocks(kind: str, raw: torch.Tensor, rows: int, dense: Callable[[], t
 
 def dequantized(kind: str, raw: torch.Tensor) -> torch.Tensor:
     """Values of blocks that gguf-py does not dequantize, flat float32."""
-    scheme, codes, scales, offsets = READERS[kind](raw)
+    _scheme, codes, scales, offsets = READERS[kind](raw)
     groups = codes.reshape(scales.numel(), -1).float()
     return (groups * scales.reshape(-1, 1) + offsets.reshape(-1, 1)).flatten()
 

@@ -47,11 +47,11 @@ class TorchAo(Format):
         full = scale.repeat_interleave(n // scale.shape[0], 0).repeat_interleave(size, 1)[:, :k]
         if kind == "Float8Tensor":
 
-            def dense() -> torch.Tensor:
+            def values() -> torch.Tensor:
                 return (codes.float() * full.float()).to(dtype).float()
 
             scheme = Scheme("fp8_e4m3", 0 if size >= k else size)
-            return Stored(dense, scheme, codes.view(torch.uint8), full[:, ::size].float().contiguous())
+            return Stored(values, scheme, codes.view(torch.uint8), full[:, ::size].float().contiguous())
         bits = 8
         if kind == "IntxUnpackedToInt8Tensor":
             bits = int(str(data["target_dtype"]["_data"]).removeprefix("int"))

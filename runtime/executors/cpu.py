@@ -268,8 +268,12 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
             f"the kernels for {level} cannot be loaded: {error}", "llmc needs Linux with glibc 2.28 or newer"
         ) from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
+    if library.llmc_abi() != ABI:
+        raise ArtifactError(
+            f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again"
+        )
     for function, result, arguments in (
-        ("llmc_abi", integer, []), ("llmc_layout", ctypes.c_char_p, []),
+        ("llmc_layout", ctypes.c_char_p, []),
         ("llmc_usable", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
         ("llmc_logits", pointer, [pointer]), ("llmc_sample", integer, [pointer, pointer, integer, integer, pointer, pointer, integer, pointer, pointer]),
         ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]),
@@ -282,10 +286,6 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         found.restype, found.argtypes = result, arguments
     if not library.llmc_usable():
         raise EnvironmentLacks(f"the kernel of this machine does not let the process use {level}", "run with --isa x86-64-v4")
-    if library.llmc_abi() != ABI:
-        raise ArtifactError(
-            f"{artifact.path.name}: its kernels speak version {library.llmc_abi()}, this llmc {ABI}", "compile it again"
-        )
     names = [n for n, _ in artifact.manifest["weights"]]
     if library.llmc_layout().decode() != layout_digest(names, artifact.manifest["model"]["vocab"]):
         raise ArtifactError(

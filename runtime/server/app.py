@@ -92,7 +92,7 @@ class Server:
         return self._guard(app)
 
     def _guard(self, app: ASGIApp) -> ASGIApp:
-        """The API key, counted for every path but /health; compared in constant time."""
+        """The API key, for every path but the page and /health; compared in constant time."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -105,7 +105,7 @@ class Server:
                     status[0] = message["status"]
                 await send(message)
 
-            if self._api_key and scope["path"] != "/health" and not self._authorized(scope):
+            if self._api_key and scope["path"] not in OPEN_PATHS and not self._authorized(scope):
                 body = error_body("the API key is missing or wrong", "authentication_error", code="invalid_api_key")
                 await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, watched)
             else:
@@ -223,6 +223,7 @@ class Server:
                 )
 
 
+OPEN_PATHS = ("/", "/health")  # the page asks for the key itself
 KNOWN_PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
 
 

@@ -87,11 +87,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+IN_A_PROCESS = ("another vocabulary", "weights in another order", "too few weights", "a huge vocabulary")
+
+
+@pytest.mark.parametrize("name", [n for n in HOSTILE if n not in IN_A_PROCESS])
 def test_a_hostile_manifest_is_4(llmc, here, artifact, name):
     """Every hash is right, but the manifest does not say what an artifact's says: verify refuses it, and nothing crashes."""
-    if name in ("another vocabulary", "weights in another order", "too few weights", "a huge vocabulary"):
-        pytest.skip("reads beyond what the kernels own: run apart, in test_a_hostile_manifest_does_not_crash_a_process")
     tiny.rewritten(artifact, here / "a.llmc", HOSTILE[name])
     llmc("verify", "a.llmc", "--json", status=4)
     from llmc.cli.main import run
@@ -100,7 +101,7 @@ def test_a_hostile_manifest_is_4(llmc, here, artifact, name):
         assert run(reader) in (0, 4), reader
 
 
-@pytest.mark.parametrize("name", ["another vocabulary", "weights in another order", "too few weights", "a huge vocabulary"])
+@pytest.mark.parametrize("name", IN_A_PROCESS)
 def test_a_hostile_manifest_does_not_crash_a_process(here, artifact, name):
     import subprocess
     import sys

@@ -97,4 +97,4 @@ def test_errors_of_a_scheme_come_through(graph):
     with pytest.raises(UsageError, match="int9"):
         schemes(graph("llama"), "", ("lm_head", "int9"))
     with pytest.raises(UnsupportedError):
-        schemes(graph("llama"), "nvfp4")
+        schemes(graph("llama"), "int4:g256")
