@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import GateFailed, LlmcError, UnsupportedError, UsageError, nearest
+from .errors import GateFailed, InputError, LlmcError, UnsupportedError, UsageError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from .compiler.checkpoint import Checkpoint
     from .compiler.importer import Imported
     from .compiler.ir.graph import Graph
+    from .quant.calibrate import Calibrated
     from .quant.formats.bound import BoundStored
 
 T = TypeVar("T")
 DTYPES = ("auto", "f32", "f16", "bf16")
 KV_DTYPES = (*DTYPES, "int8")
+CALIBRATION = (128, 512)  # windows of tokens
 LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
 
 
@@ -41,6 +43,7 @@ class CompileOptions:
     group_size: int = 0
     asymmetric: bool = False
     algorithm: str = "rtn"
+    calibration: str = ""
     target: tuple[str, ...] = ("cpu",)
     context: int = 0
     weights: str = "all"
@@ -126,7 +129,8 @@ def compile(
     _enforce_strict(settings, rendered)
     with progress.stage("codegen", f"Compiling kernels for {', '.join(levels)}"):
         binaries = _build_all(rendered, levels, settings.cc, progress)
-    with progress.stage("quantize", "Packing weights"):
+    notes: list[str] = []
+    with progress.stage("quantize", "Quantizing and packing weights"):
         from .runtime.artifact import WeightsFile
 
         params = _parameters(checkpoint, captured, imported)
@@ -134,9 +138,12 @@ def compile(
             raise UsageError(f"the folder {target.parent} does not exist", "create it first")
         weights = WeightsFile(target.parent) if settings.weights == "all" else None
         if weights is not None:
-            _pack(graph, rendered, params, weights, progress, stored)
+            chosen = _calibrate(settings, checkpoint, imported, params, progress)
+            _pack(graph, rendered, params, weights, progress, stored, chosen)
+            notes += chosen.warnings if chosen is not None else []
     files = _kernel_files(rendered, binaries, graph, checkpoint)
     manifest = _manifest(checkpoint, captured, settings, rendered, binaries, tools, dtype, kv_dtype, context, weights, graph)
+    manifest["notes"] += notes
     try:
         with progress.stage("check", "Checking against the original"):
             manifest["conformance"], manifest["canary"] = _check(
@@ -182,14 +189,14 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
         ("dtype", settings.dtype, DTYPES),
         ("kv_dtype", settings.kv_dtype, KV_DTYPES),
         ("weights", settings.weights, ("all", "none")),
-        ("algorithm", settings.algorithm, ("rtn",)),
     ):
         if value not in valid:
             if name == "kv_dtype" and value == "fp8":
                 raise UnsupportedError("an fp8 cache is not supported yet", "use --kv-dtype int8")
-            if name == "algorithm" and value in ("gptq", "awq", "smoothquant"):
-                raise UnsupportedError(f"the algorithm {value} is not supported yet", "use --algorithm rtn")
             raise UsageError(f"{name.replace('_', '-')} cannot be {value!r}", nearest(str(value), valid))
+    from .quant.algorithms.registry import check_algorithm
+
+    check_algorithm(settings.algorithm)
     if settings.context < 0:
         raise UsageError(f"a context of {settings.context} positions is impossible", "give a positive --context")
     schemes(settings)
@@ -342,14 +349,84 @@ def _pack(
     weights: Any,
     progress: Progress,
     stored: BoundStored | None,
+    chosen: Calibrated | None,
 ) -> None:
     from .codegen.cpu.lower import unique_names
     from .codegen.cpu.weights import WeightPacker
 
-    packer = WeightPacker(graph, params, stored)
+    packer = WeightPacker(graph, params, stored, chosen)
     specs = rendered.lowered.weights
     for name, spec in progress.each(list(zip(unique_names(specs), specs, strict=True)), "weights"):
         weights.add(name, packer.pack(spec))
+    packer.finish()
+
+
+def _calibrate(
+    settings: CompileOptions, checkpoint: Checkpoint, imported: Imported, params: Callable[[str], torch.Tensor], progress: Progress
+) -> Calibrated | None:
+    """The codes that a calibrated algorithm chooses, before any fusion; None for round to nearest."""
+    from .quant.algorithms.registry import calibrated_algorithm
+    from .quant.calibrate import calibrate
+
+    default, rules = schemes(settings)
+    algorithm = calibrated_algorithm(settings.algorithm)
+    if algorithm is None:
+        return None
+    from .compiler.ir.reference import TORCH_DTYPE as dtypes
+    from .passes.order import raising_passes
+    from .passes.quantize import Quantize, calibrated_nodes
+
+    graph = imported.graph
+    for step in raising_passes(imported.buffers):
+        graph = step.run(graph)
+    plan = calibrated_nodes(graph, Quantize(default, rules).plan(graph))
+    if not plan:
+        raise UsageError(f"--algorithm {settings.algorithm} has nothing to quantize", "give --quant intN, or a --scheme with integers")
+    types = {p.name[1:]: dtypes[p.type.dtype] for p in graph.params}
+
+    def parameter(name: str) -> torch.Tensor:
+        value = params(name)
+        return value.to(types[name]) if value.is_floating_point() else value
+
+    tokens = _calibration_tokens(settings.calibration, checkpoint)
+    return calibrate(graph, parameter, tokens, plan, algorithm, lambda nodes, _: progress.each(nodes, "calibration"))
+
+
+def calibration_text(path: str) -> str:
+    """The text of a file, of the `text`, `prompt` or `messages` of each line of a .jsonl file, or the one that comes with llmc."""
+    where = Path(path) if path else Path(__file__).parent / "quant" / "data" / "calibration.txt"
+    try:
+        text = where.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the calibration text {where} cannot be read: {error}") from error
+    if where.suffix != ".jsonl":
+        return text
+    parts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+            said = [str(m["content"]) for m in row.get("messages", [])]
+            parts.append("\n".join([str(row[k]) for k in ("text", "prompt") if k in row] + said))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{where}: line {number} is not an object with text, prompt or messages: {error}") from error
+    return "\n\n".join(parts)
+
+
+def _calibration_tokens(path: str, checkpoint: Checkpoint) -> torch.Tensor:
+    from tokenizers import Tokenizer
+
+    from .quant.calibrate import calibration_windows
+
+    raw = checkpoint.tokenizer_files.get("tokenizer.json")
+    if raw is None:
+        raise UnsupportedError("a calibrated algorithm needs the checkpoint's tokenizer", "use --algorithm rtn")
+    tokenizer = Tokenizer.from_str(raw.decode())
+    tokens = calibration_windows(
+        calibration_text(path), lambda text: tokenizer.encode(text, add_special_tokens=False).ids, *CALIBRATION
+    )
+    if tokens.numel() < 2:
+        raise InputError("the calibration text is empty", "give a longer one")
+    return tokens
 
 
 def _kernel_files(rendered: Rendered, binaries: dict[str, bytes], graph: Graph, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -381,7 +458,10 @@ def _manifest(
 
     config = checkpoint.config
     parameters = sum(p.numel() for p in captured.model.parameters())
-    recipe = {k: v for k, v in asdict(settings).items() if k not in ("max_kl", "strict", "cc")}
+    recipe = {k: v for k, v in asdict(settings).items() if k not in ("max_kl", "strict", "cc", "calibration")}
+    if settings.algorithm != "rtn":
+        text = calibration_text(settings.calibration)
+        recipe["calibration"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
 
     def installed(name: str) -> str:

@@ -22,7 +22,7 @@ import llmc
 
 PEER = "llama-cpp-python==0.3.36"
 PAIRS = (
-    ("bf16", "none", "bf16"),
+    ("bf16", "bf16", "bf16"),
     ("8 bits", "int8", "q8_0"),
     ("4 bits", "int4:g32/int8", "q4_0"),
     ("4 bits, bf16 activations", "int4:g32/bf16", "q4_0"),

@@ -15,7 +15,6 @@ from .options import as_json, compiling, debug
 
 PATHS = ("source", "out", "dump_ir")
 LATER = {
-    "calibration": "--calibration needs a calibrated algorithm",
     "target_size": "--target-size needs --quant auto",
     "plot": "--plot needs --quant auto",
     "gpu_layers": "--gpu-layers needs a GPU target",
@@ -47,7 +46,6 @@ LATER = {
 @click.option("--dump-ir", metavar="DIR", help="Write the IR after each pass, one file a pass.")
 @click.option("--recipe", metavar="FILE.yaml", help="Read options from a recipe; the command line wins.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--calibration", metavar="FILE", help="Calibration text.")
 @click.option("--target-size", metavar="SIZE", help="With --quant auto: the size to meet.")
 @click.option("--plot", metavar="FILE.svg", help="With --quant auto: draw quality against size.")
 @click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU.")

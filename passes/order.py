@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     import torch
 
 
+def raising_passes(buffers: Mapping[str, torch.Tensor]) -> list[Pass]:
+    """What the model wrote out, as ops that say what they are."""
+    return [Widen(), Simplify(), RaiseNorm(buffers), RaiseActivation(buffers), RaiseRope(buffers), Simplify()]
+
+
 def cpu_passes(buffers: Mapping[str, torch.Tensor], quantize: Quantize | None = None) -> list[Pass]:
     """Raise what the model wrote out, attach schemes, then fuse: a fusion joins only weights of the same scheme."""
     return [
-        Widen(),
-        Simplify(),
-        RaiseNorm(buffers),
-        RaiseActivation(buffers),
-        RaiseRope(buffers),
-        Simplify(),
+        *raising_passes(buffers),
         quantize or Quantize(),
         FuseActivation(),
         MergeLinears(),

@@ -134,6 +134,18 @@ def weight_nodes(graph: Graph) -> list[tuple[Node, Value]]:
     return found
 
 
+def calibrated_nodes(graph: Graph, plan: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """The part of a plan that an algorithm can choose codes for: integer weights of products that every token goes through."""
+    return {
+        node.output.name: plan[node.output.name]
+        for node, _ in weight_nodes(graph)
+        if node.output.name in plan
+        and plan[node.output.name].is_integer
+        and not isinstance(node.op, Embedding)
+        and not _is_head(node)
+    }
+
+
 def root_param(value: Value, graph: Graph) -> str:
     """The first parameter that a static value is made of."""
     producers = graph.producers()

@@ -10,6 +10,7 @@ from ...compiler.ir.graph import Graph, Value, roots
 from ...compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
 from ...errors import LlmcError
 from ...quant.algorithms.rtn import Codes, quantize
+from ...quant.calibrate import Calibrated
 from ...quant.formats.bound import BoundStored
 from ...quant.scheme import Scheme
 from .lower import WeightSpec
@@ -19,8 +20,11 @@ from .packing import interleave_gate, pack_codes, pack_floats, pack_groups, pack
 class WeightPacker:
     """Evaluates and packs; keeps the last quantized weight, because its codes, scales and zeros follow each other."""
 
-    def __init__(self, graph: Graph, params: ParamSource, stored: BoundStored | None = None) -> None:
-        self._stored = stored
+    def __init__(
+        self, graph: Graph, params: ParamSource, stored: BoundStored | None = None, chosen: Calibrated | None = None
+    ) -> None:
+        self._stored, self._chosen = stored, chosen
+        self._used: set[str] = set()
         self._graph = graph
         self._types = {p.name[1:]: p.type for p in graph.params}
         self._params = params
@@ -64,7 +68,8 @@ class WeightPacker:
     def _codes(self, spec: WeightSpec, scheme: Scheme) -> list[Codes]:
         key = (spec.values, scheme, spec.gated)
         if self._last is None or self._last[0] != key:
-            made = self._kept(spec, scheme) if scheme.stored else [quantize(m, scheme) for m in self._matrices(spec)]
+            kept = scheme.stored or self._covered(spec.values[0])
+            made = self._kept(spec, scheme) if kept else [quantize(m, scheme) for m in self._matrices(spec)]
             self._last = (key, made)
         return self._last[1]
 
@@ -94,11 +99,38 @@ class WeightPacker:
             )
         return out
 
+    def _covered(self, value: Value) -> list[str]:
+        """The values with chosen codes that this one is made of; empty when it is made of anything else."""
+        if self._chosen is None:
+            return []
+        producers, stack, found = self._graph.producers(), [value.name], []
+        while stack:
+            name = stack.pop()
+            if name in self._chosen.codes:
+                found.append(name)
+            elif name in producers:
+                stack.extend(v.name for v in producers[name].inputs)
+            else:
+                return []
+        return found
+
+    def finish(self) -> None:
+        """Raise LlmcError when codes that an algorithm chose were left aside."""
+        unused = set(self._chosen.codes) - self._used if self._chosen is not None else set()
+        if unused:
+            raise LlmcError(f"the codes chosen for {sorted(unused)[0]} were not used", "this is a bug in llmc: please report it")
+
     def _moved(self, value: Value, view: str) -> torch.Tensor:
-        assert self._stored is not None
-        stored = self._stored
         context = Context({}, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), wide=torch.float64)
-        moved = evaluate(self._graph, [value], {}, lambda name: stored.view(name, view).double(), context)[0]
+        chosen, names = self._chosen, self._covered(value)
+        self._used.update(names)
+        bindings = {name: chosen.view(name, view).double() for name in names} if chosen is not None else {}
+
+        def stored(name: str) -> torch.Tensor:
+            assert self._stored is not None
+            return self._stored.view(name, view).double()
+
+        moved = evaluate(self._graph, [value], bindings, stored, context)[0]
         return moved if view in ("codes", "groups") else moved.float()
 
     def _input_scale(self, value: Value) -> torch.Tensor:

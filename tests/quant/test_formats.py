@@ -161,13 +161,9 @@ def test_a_missing_part_is_named(tmp_path, part):
         open_checkpoint(tmp_path).read("model.layers.0.self_attn.q_proj.weight")
 
 
-@pytest.mark.parametrize("field", ["bits", "group_size"])
-def test_a_configuration_that_does_not_fit_is_refused(tmp_path, field):
+def test_a_number_of_bits_that_does_not_fit_is_refused(tmp_path):
     folder = HERE / "autogptq-4bit-g32-asym-desc_act-llama"
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    copy(folder, tmp_path, {**config, field: {"bits": 8, "group_size": 64}[field]})
-    with pytest.raises(CheckpointError):
-        checkpoint = open_checkpoint(tmp_path)
-        checkpoint.read("model.layers.0.self_attn.q_proj.weight")
-        assert field == "group_size"
-        raise CheckpointError("act-order names each input's group: the size is not needed")
+    copy(folder, tmp_path, {**config, "bits": 8})
+    with pytest.raises(CheckpointError, match="q_proj"):
+        open_checkpoint(tmp_path).read("model.layers.0.self_attn.q_proj.weight")

@@ -1,0 +1,214 @@
+"""Calibration: a graph run node by node on text, each weight's codes chosen from what reaches it.
+
+Inputs come from products that are already quantized, as they will at run time ("true sequential"). Only values that a later
+node reads are kept, so memory is that of one layer's activations for all tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from ..compiler.ir.graph import Graph, Node, Value
+from ..compiler.ir.ops.experts import Experts
+from ..compiler.ir.ops.linear import Linear
+from ..compiler.ir.reference import Context, ParamSource, evaluate
+from .algorithms.rtn import Codes
+from .scheme import Scheme
+
+CHUNK = 8192  # tokens whose products are summed at a time
+FEW_TOKENS = 64
+
+
+class Algorithm(Protocol):
+    """Chooses a weight's codes from the second moments of its inputs."""
+
+    def quantize(self, weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> Codes: ...
+
+
+@dataclass
+class Calibrated:
+    """Codes by the name of the weight's value in the graph, one for each expert, with their schemes; `warnings` for a person."""
+
+    codes: dict[str, list[Codes]] = field(default_factory=dict)
+    schemes: dict[str, Scheme] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def view(self, name: str, view: str) -> torch.Tensor:
+        """codes, scales or zeros of a value with one entry a weight: [N, K], or [E, N, K]."""
+        scheme = self.schemes[name]
+        parts = []
+        for codes in self.codes[name]:
+            k = codes.codes.shape[1]
+            found = getattr(codes, view)
+            parts.append(found if view == "codes" else found.repeat_interleave(scheme.group or k, 1)[:, :k])
+        return torch.stack(parts) if len(parts) > 1 else parts[0]
+
+
+def calibrate(
+    graph: Graph,
+    params: ParamSource,
+    tokens: torch.Tensor,
+    plan: dict[str, Scheme],
+    algorithm: Algorithm,
+    progress: Callable[[Iterable[Node], int], Iterable[Node]] = lambda nodes, count: nodes,
+) -> Calibrated:
+    """Choose codes for the weights of the nodes that `plan` names (by their output), on windows `tokens` [S, T] of text.
+
+    Weights that appear several times are chosen once. Values are float32; products may round their factors to bfloat16.
+    """
+    return _Run(graph, params, tokens, plan, algorithm).run(progress)
+
+
+class _Run:
+    def __init__(
+        self, graph: Graph, params: ParamSource, tokens: torch.Tensor, plan: dict[str, Scheme], algorithm: Algorithm
+    ) -> None:
+        self._graph, self._params, self._plan, self._algorithm = graph, params, plan, algorithm
+        count, length = tokens.shape
+        positions = torch.arange(length).repeat(count)
+        self._context = Context(
+            {"T": count * length, "R": 1}, positions, torch.arange(count).repeat_interleave(length), wide=torch.float32
+        )
+        self._env: dict[str, torch.Tensor] = {
+            "%input_ids": tokens.reshape(1, -1), "%position_ids": positions[None], "%logits_rows": torch.zeros(1, dtype=torch.int64),
+        }  # fmt: skip
+        self._static = graph.static_values()
+        self._moments: dict[str, torch.Tensor] = {}
+        self.found = Calibrated()
+
+    def run(self, progress: Callable[[Iterable[Node], int], Iterable[Node]]) -> Calibrated:
+        moving = [n for n in self._graph.nodes if n.outputs[0].name not in self._static]
+        last = max((i for i, n in enumerate(moving) if n.outputs[0].name in self._plan), default=-1)
+        nodes = moving[: last + 1]
+        left: dict[str, int] = {}
+        for node in nodes:
+            for value in node.inputs:
+                left[value.name] = left.get(value.name, 0) + 1
+        _keep_freed_memory()
+        with torch.no_grad():
+            for node in progress(nodes, len(nodes)):
+                outputs = self._node(node)
+                for value in node.inputs:
+                    left[value.name] -= 1
+                    if left[value.name] == 0:
+                        self._env.pop(value.name, None)
+                        self._moments.pop(value.name, None)
+                for value, tensor in zip(node.outputs, outputs, strict=True):
+                    if left.get(value.name):
+                        self._env[value.name] = tensor
+        return self.found
+
+    def _value(self, value: Value) -> torch.Tensor:
+        if value.name in self._env:
+            return self._env[value.name]
+        return evaluate(self._graph, [value], {}, self._params, self._context)[0]
+
+    def _node(self, node: Node) -> tuple[torch.Tensor, ...]:
+        scheme = self._plan.get(node.outputs[0].name)
+        if scheme is None:
+            return node.op.reference(self._context, *[self._value(v) for v in node.inputs])
+        if isinstance(node.op, Experts):
+            return self._experts(node, node.op, scheme)
+        assert isinstance(node.op, Linear)
+        x, weight = self._value(node.inputs[0]), node.inputs[1]
+        rounded = round_activations(x, scheme.activations)
+        if weight.name not in self.found.codes:
+            if node.inputs[0].name not in self._moments:
+                self._moments[node.inputs[0].name] = second_moments(rounded)
+            codes = self._algorithm.quantize(self._value(weight), self._moments[node.inputs[0].name], scheme)
+            self._keep(weight, scheme, [codes])
+        dense = self.found.codes[weight.name][0].dequantize(scheme)
+        rest = [self._value(v) for v in node.inputs[2:]]
+        with _bfloat16_products():
+            return node.op.reference(self._context, rounded, dense, *rest)
+
+    def _experts(self, node: Node, op: Experts, scheme: Scheme) -> tuple[torch.Tensor, ...]:
+        """Each expert from the tokens that go to it; the second product from what the first, quantized, gives."""
+        inputs = [self._value(v) for v in node.inputs]
+        x, index, _, w_in = inputs[:4]
+        at_out = 5 if op.bias else 4
+        w_out = inputs[at_out]
+        x = round_activations(x, scheme.activations)
+        first, second, few = [], [], []
+        for e in range(w_in.shape[0]):
+            token = (index == e).any(1).nonzero()[:, 0]
+            if token.numel() < FEW_TOKENS:
+                few.append(e)
+            seen = x[token] if token.numel() else x
+            first.append(self._algorithm.quantize(w_in[e], second_moments(seen), scheme))
+            inner = seen @ first[-1].dequantize(scheme).T + (inputs[4][e] if op.bias else 0)
+            inner = round_activations(op.activate(inner), scheme.activations)
+            second.append(self._algorithm.quantize(w_out[e], second_moments(inner), scheme))
+        if few:
+            self.found.warnings.append(
+                f"{node.scope}: {len(few)} of {w_in.shape[0]} experts saw fewer than {FEW_TOKENS} tokens of the calibration text"
+            )
+        self._keep(node.inputs[3], scheme, first)
+        self._keep(node.inputs[at_out], scheme, second)
+        inputs[0] = x
+        inputs[3] = torch.stack([c.dequantize(scheme) for c in first])
+        inputs[at_out] = torch.stack([c.dequantize(scheme) for c in second])
+        return op.reference(self._context, *inputs)
+
+    def _keep(self, weight: Value, scheme: Scheme, codes: list[Codes]) -> None:
+        self.found.codes[weight.name], self.found.schemes[weight.name] = codes, scheme
+
+
+@contextlib.contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """Products of bfloat16 parts with float32 sums, where the machine has them: activations are bfloat16 numbers already."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc not to give large blocks back: each new layer would have to fault its activations in again."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(option, value)
+
+
+def second_moments(x: torch.Tensor) -> torch.Tensor:
+    """x [..., K] → Σ xᵀ·x [K, K] float32."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    with _bfloat16_products():
+        for part in rows.split(CHUNK):
+            out += (part.T @ part).double()
+    return out.float()
+
+
+def round_activations(x: torch.Tensor, activations: str) -> torch.Tensor:
+    """x [..., K] rounded as a product with such activations takes it."""
+    if activations == "bf16":
+        return x.bfloat16().float()
+    if activations == "int8":
+        most = x.abs().amax(-1, keepdim=True).clamp(min=1e-35)
+        return torch.round(x * (127 / most)) * (most / 127)
+    if activations == "fp8":
+        scale = (x.bfloat16().abs().amax(-1, keepdim=True) / 448).bfloat16().clamp(min=1e-30)
+        return ((x.bfloat16() / scale).float().clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale).bfloat16().float()
+    return x
+
+
+def calibration_windows(text: str, encode: Callable[[str], list[int]], count: int, length: int) -> torch.Tensor:
+    """[count, length] token ids, spread evenly over the text; fewer when the text is short."""
+    ids = torch.tensor(encode(text), dtype=torch.int64)
+    whole = ids.numel() // length
+    if whole == 0:
+        return ids[None] if ids.numel() else torch.zeros(0, 0, dtype=torch.int64)
+    windows = ids[: whole * length].reshape(whole, length)
+    step = max(whole // count, 1)
+    return windows[::step][:count].contiguous()
+
