@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import GateFailed, InputError, LlmcError, UnsupportedError, UsageError, nearest
+from .errors import GateFailed, LlmcError, UnsupportedError, UsageError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DTYPES = ("auto", "f32", "f16", "bf16")
 KV_DTYPES = (*DTYPES, "int8")
-CALIBRATION = (128, 512)  # windows of tokens
 LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
 
 
@@ -362,11 +361,16 @@ def _pack(
 
 
 def _calibrate(
-    settings: CompileOptions, checkpoint: Checkpoint, imported: Imported, params: Callable[[str], torch.Tensor], progress: Progress
+    settings: CompileOptions,
+    checkpoint: Checkpoint,
+    imported: Imported,
+    params: Callable[[str], torch.Tensor],
+    progress: Progress,
 ) -> Calibrated | None:
     """The codes that a calibrated algorithm chooses, before any fusion; None for round to nearest."""
     from .quant.algorithms.registry import calibrated_algorithm
     from .quant.calibrate import calibrate
+    from .quant.calibration_text import calibration_tokens
 
     default, rules = schemes(settings)
     algorithm = calibrated_algorithm(settings.algorithm)
@@ -381,52 +385,24 @@ def _calibrate(
         graph = step.run(graph)
     plan = calibrated_nodes(graph, Quantize(default, rules).plan(graph))
     if not plan:
-        raise UsageError(f"--algorithm {settings.algorithm} has nothing to quantize", "give --quant intN, or a --scheme with integers")
+        raise UsageError(
+            f"--algorithm {settings.algorithm} has nothing to quantize", "give --quant intN, or a --scheme with integers"
+        )
     types = {p.name[1:]: dtypes[p.type.dtype] for p in graph.params}
 
     def parameter(name: str) -> torch.Tensor:
         value = params(name)
         return value.to(types[name]) if value.is_floating_point() else value
 
-    tokens = _calibration_tokens(settings.calibration, checkpoint)
-    return calibrate(graph, parameter, tokens, plan, algorithm, lambda nodes, _: progress.each(nodes, "calibration"))
-
-
-def calibration_text(path: str) -> str:
-    """The text of a file, of the `text`, `prompt` or `messages` of each line of a .jsonl file, or the one that comes with llmc."""
-    where = Path(path) if path else Path(__file__).parent / "quant" / "data" / "calibration.txt"
-    try:
-        text = where.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the calibration text {where} cannot be read: {error}") from error
-    if where.suffix != ".jsonl":
-        return text
-    parts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-            said = [str(m["content"]) for m in row.get("messages", [])]
-            parts.append("\n".join([str(row[k]) for k in ("text", "prompt") if k in row] + said))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{where}: line {number} is not an object with text, prompt or messages: {error}") from error
-    return "\n\n".join(parts)
-
-
-def _calibration_tokens(path: str, checkpoint: Checkpoint) -> torch.Tensor:
-    from tokenizers import Tokenizer
-
-    from .quant.calibrate import calibration_windows
-
-    raw = checkpoint.tokenizer_files.get("tokenizer.json")
-    if raw is None:
-        raise UnsupportedError("a calibrated algorithm needs the checkpoint's tokenizer", "use --algorithm rtn")
-    tokenizer = Tokenizer.from_str(raw.decode())
-    tokens = calibration_windows(
-        calibration_text(path), lambda text: tokenizer.encode(text, add_special_tokens=False).ids, *CALIBRATION
+    vocabulary = graph.outputs[0].type.shape[-1]
+    assert isinstance(vocabulary, int)
+    tokens = calibration_tokens(
+        settings.calibration,
+        checkpoint.tokenizer_files.get("tokenizer.json"),
+        _context(checkpoint, settings.context),
+        vocabulary,
     )
-    if tokens.numel() < 2:
-        raise InputError("the calibration text is empty", "give a longer one")
-    return tokens
+    return calibrate(graph, parameter, tokens, plan, algorithm, lambda nodes, _: progress.each(nodes, "calibration"))
 
 
 def _kernel_files(rendered: Rendered, binaries: dict[str, bytes], graph: Graph, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -460,6 +436,8 @@ def _manifest(
     parameters = sum(p.numel() for p in captured.model.parameters())
     recipe = {k: v for k, v in asdict(settings).items() if k not in ("max_kl", "strict", "cc", "calibration")}
     if settings.algorithm != "rtn":
+        from .quant.calibration_text import calibration_text
+
         text = calibration_text(settings.calibration)
         recipe["calibration"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -62,10 +62,17 @@ def compiling(command: F) -> F:
             ),
             click.option("--asymmetric", is_flag=True, help="Give quantized weights zero points."),
             click.option(
-                "--algorithm", default="rtn", show_default=True, metavar="NAME", help="How integers are chosen: rtn (round to nearest) or gptq."
+                "--algorithm",
+                default="rtn",
+                show_default=True,
+                metavar="NAME",
+                help="How integers are chosen: rtn (round to nearest) or gptq.",
             ),
             click.option(
-                "--calibration", default="", metavar="FILE", help="Text for gptq: a text file or .jsonl (default: a text of llmc's own)."
+                "--calibration",
+                default="",
+                metavar="FILE",
+                help="Text for gptq: a text file or .jsonl (default: a text of llmc's own).",
             ),
             click.option(
                 "--dtype",

@@ -17,12 +17,14 @@ import torch
 from ..compiler.ir.graph import Graph, Node, Value
 from ..compiler.ir.ops.experts import Experts
 from ..compiler.ir.ops.linear import Linear
+from ..compiler.ir.ops.pointwise import Pointwise
 from ..compiler.ir.reference import Context, ParamSource, evaluate
 from .algorithms.rtn import Codes
 from .scheme import Scheme
 
 CHUNK = 8192  # tokens whose products are summed at a time
 FEW_TOKENS = 64
+COMPENSATION_DAMPING = 0.05
 
 
 class Algorithm(Protocol):
@@ -78,13 +80,17 @@ class _Run:
         self._env: dict[str, torch.Tensor] = {
             "%input_ids": tokens.reshape(1, -1), "%position_ids": positions[None], "%logits_rows": torch.zeros(1, dtype=torch.int64),
         }  # fmt: skip
+        self._clean = dict(self._env)  # the same values as the original computes them
         self._static = graph.static_values()
+        self._adds = _residual_adds(graph)
         self._moments: dict[str, torch.Tensor] = {}
+        self._drift: dict[str, torch.Tensor] = {}
         self.found = Calibrated()
 
     def run(self, progress: Callable[[Iterable[Node], int], Iterable[Node]]) -> Calibrated:
         moving = [n for n in self._graph.nodes if n.outputs[0].name not in self._static]
-        last = max((i for i, n in enumerate(moving) if n.outputs[0].name in self._plan), default=-1)
+        wanted = set(self._plan)  # and the sums that they go into, so that what they are added to is still there
+        last = max((i for i, n in enumerate(moving) if wanted & {n.outputs[0].name, *(v.name for v in n.inputs)}), default=-1)
         nodes = moving[: last + 1]
         left: dict[str, int] = {}
         for node in nodes:
@@ -94,19 +100,22 @@ class _Run:
         with torch.no_grad():
             for node in progress(nodes, len(nodes)):
                 outputs = self._node(node)
+                with _bfloat16_products():
+                    clean = node.op.reference(self._context, *[self._value(v, self._clean) for v in node.inputs])
                 for value in node.inputs:
                     left[value.name] -= 1
                     if left[value.name] == 0:
-                        self._env.pop(value.name, None)
-                        self._moments.pop(value.name, None)
-                for value, tensor in zip(node.outputs, outputs, strict=True):
+                        for held in (self._env, self._clean, self._moments, self._drift):
+                            held.pop(value.name, None)
+                for value, tensor, original in zip(node.outputs, outputs, clean, strict=True):
                     if left.get(value.name):
-                        self._env[value.name] = tensor
+                        self._env[value.name], self._clean[value.name] = tensor, original
         return self.found
 
-    def _value(self, value: Value) -> torch.Tensor:
-        if value.name in self._env:
-            return self._env[value.name]
+    def _value(self, value: Value, values: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        values = self._env if values is None else values
+        if value.name in values:
+            return values[value.name]
         return evaluate(self._graph, [value], {}, self._params, self._context)[0]
 
     def _node(self, node: Node) -> tuple[torch.Tensor, ...]:
@@ -121,12 +130,28 @@ class _Run:
         if weight.name not in self.found.codes:
             if node.inputs[0].name not in self._moments:
                 self._moments[node.inputs[0].name] = second_moments(rounded)
-            codes = self._algorithm.quantize(self._value(weight), self._moments[node.inputs[0].name], scheme)
+            moments = self._moments[node.inputs[0].name]
+            target = self._compensated(node, self._value(weight), rounded, moments)
+            codes = self._algorithm.quantize(target, moments, scheme)
             self._keep(weight, scheme, [codes])
         dense = self.found.codes[weight.name][0].dequantize(scheme)
         rest = [self._value(v) for v in node.inputs[2:]]
         with _bfloat16_products():
             return node.op.reference(self._context, rounded, dense, *rest)
+
+    def _compensated(self, node: Node, weight: torch.Tensor, x: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+        """The weight whose products with the inputs as they are now come nearest to the original's products with its own,
+        and, where the product is added to a running sum, nearest to the original's sum: earlier errors are made up for."""
+        source = node.inputs[0].name
+        if source not in self._drift:
+            self._drift[source] = cross_moments(self._value(node.inputs[0], self._clean) - x, x)
+        wanted = weight @ self._drift[source]
+        other = self._adds.get(node.outputs[0].name)
+        if other is not None and other.name in self._env:
+            wanted += cross_moments(self._value(other, self._clean) - self._value(other), x)
+        h = moments.double()
+        h.diagonal().add_(COMPENSATION_DAMPING * h.diagonal().mean())
+        return weight + torch.cholesky_solve(wanted.T.double(), torch.linalg.cholesky(h)).T.float()
 
     def _experts(self, node: Node, op: Experts, scheme: Scheme) -> tuple[torch.Tensor, ...]:
         """Each expert from the tokens that go to it; the second product from what the first, quantized, gives."""
@@ -171,6 +196,29 @@ def _bfloat16_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def cross_moments(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a [..., M], b [..., K] → Σ aᵀ·b [M, K] float32."""
+    left, right = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    out = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
+    with _bfloat16_products():
+        for one, other in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
+            out += (one.T @ other).double()
+    return out.float()
+
+
+def _residual_adds(graph: Graph) -> dict[str, Value]:
+    """For each product that is only added to another value of its shape: that value."""
+    users = graph.users()
+    found = {}
+    for node in graph.find("linear"):
+        readers = users.get(node.outputs[0].name, [])
+        if len(readers) == 1 and isinstance(readers[0].op, Pointwise) and readers[0].op.fn == "add":
+            others = [v for v in readers[0].inputs if v.name != node.outputs[0].name]
+            if len(others) == 1 and others[0].type.shape == node.output.type.shape:
+                found[node.outputs[0].name] = others[0]
+    return found
+
+
 def _keep_freed_memory() -> None:
     """Tell glibc not to give large blocks back: each new layer would have to fault its activations in again."""
     with contextlib.suppress(OSError, AttributeError):
@@ -200,15 +248,3 @@ def round_activations(x: torch.Tensor, activations: str) -> torch.Tensor:
         scale = (x.bfloat16().abs().amax(-1, keepdim=True) / 448).bfloat16().clamp(min=1e-30)
         return ((x.bfloat16() / scale).float().clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale).bfloat16().float()
     return x
-
-
-def calibration_windows(text: str, encode: Callable[[str], list[int]], count: int, length: int) -> torch.Tensor:
-    """[count, length] token ids, spread evenly over the text; fewer when the text is short."""
-    ids = torch.tensor(encode(text), dtype=torch.int64)
-    whole = ids.numel() // length
-    if whole == 0:
-        return ids[None] if ids.numel() else torch.zeros(0, 0, dtype=torch.int64)
-    windows = ids[: whole * length].reshape(whole, length)
-    step = max(whole // count, 1)
-    return windows[::step][:count].contiguous()
-

@@ -28,7 +28,7 @@ class Gptq:
 
     def quantize(self, weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> Codes:
         """weight [N, K] float32, moments [K, K] float32 = Σ x·xᵀ → integer Codes."""
-        n, k = weight.shape
+        k = weight.shape[1]
         h = moments.clone()
         diagonal = h.diagonal()
         dead = diagonal <= 0
@@ -39,15 +39,15 @@ class Gptq:
         grid = _Grid.searched(w, diagonal, scheme, size, self.search)
         grid.codes = self._gptq(w, h, grid, size)
         self._descend(w, h, grid, size)
-        return Codes(
-            grid.codes.to(torch.uint8), grid.scales, grid.zeros if scheme.asymmetric else None
-        )
+        return Codes(grid.codes.to(torch.uint8), grid.scales, grid.zeros if scheme.asymmetric else None)
 
     def _gptq(self, weight: torch.Tensor, h: torch.Tensor, grid: _Grid, size: int) -> torch.Tensor:
         n, k = weight.shape
         order = torch.argsort(h.diagonal(), descending=True, stable=True)
         w = weight[:, order].T.contiguous()  # [K, N]: a row is an input
-        inverse_root = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h[order][:, order].double())), upper=True).float()
+        inverse_root = torch.linalg.cholesky(
+            torch.cholesky_inverse(torch.linalg.cholesky(h[order][:, order].double())), upper=True
+        ).float()
         codes = torch.empty_like(w)
         groups = order // size
         scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.contiguous()
