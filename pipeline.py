@@ -50,9 +50,11 @@ class CompileOptions:
     cc: str = ""
     max_kl: float | None = None
     strict: bool = False
+    target_size: str = ""
+    plot: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class CompileReport:
     """What a compile made. `seconds` and the rest of the report never enter the artifact."""
 
@@ -65,9 +67,10 @@ class CompileReport:
     fallbacks: list[dict[str, str]]
     seconds: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    curve: list[dict[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "curve" or v is not None}
 
 
 class Progress:
@@ -87,6 +90,10 @@ class Progress:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
     def each(self, items: Iterable[T], what: str) -> Iterable[T]:
         from tqdm import tqdm
 
@@ -102,6 +109,8 @@ def compile(
     subclasses; on any error nothing is left at `out`.
     """
     settings = resolve(options)
+    if settings.quant == "auto":
+        return _compile_auto(source, Path(out), settings, force, dump_ir, quiet)
     target = Path(out)
     progress = Progress(quiet)
     levels = expand_targets(settings.target)
@@ -132,12 +141,12 @@ def compile(
     with progress.stage("quantize", "Quantizing and packing weights"):
         from .runtime.artifact import WeightsFile
 
-        params = _parameters(checkpoint, captured, imported)
+        params = parameters(checkpoint, captured, imported)
         if not target.parent.is_dir():
             raise UsageError(f"the folder {target.parent} does not exist", "create it first")
         weights = WeightsFile(target.parent) if settings.weights == "all" else None
         if weights is not None:
-            chosen = _calibrate(settings, checkpoint, imported, params, progress)
+            chosen = chosen_codes(settings, checkpoint, imported, params, progress)
             _pack(graph, rendered, params, weights, progress, stored, chosen)
             notes += chosen.warnings if chosen is not None else []
     files = _kernel_files(rendered, binaries, graph, checkpoint)
@@ -169,6 +178,47 @@ def compile(
     )
 
 
+def _compile_auto(
+    source: str, out: Path, settings: CompileOptions, force: bool, dump_ir: str | Path | None, quiet: bool
+) -> CompileReport:
+    """Choose a scheme for each module, then compile with them; again with fewer bytes while the file is larger than was asked for."""
+    from .quant.formats.registry import open_checkpoint
+    from .runtime.sizes import parse_size, show_size
+    from .search import choose, draw
+
+    progress = Progress(quiet)
+    with progress.stage("capture", f"Reading {source}"):
+        checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code)
+        _refuse_overwriting(out, checkpoint, force)
+        dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
+        captured, imported = front_end(checkpoint, dtype, _context(checkpoint, settings.context), settings.trust_remote_code)
+    params = parameters(checkpoint, captured, imported)
+    tokens = _calibration(settings, checkpoint, imported.graph)
+    with progress.stage("quantize", "Measuring what each weight's rounding costs"):
+        probe = probe_ids(checkpoint, _context(checkpoint, settings.context), _vocabulary(imported.graph))
+        rest = sum(map(len, checkpoint.tokenizer_files.values())) + (1 << 20)
+        curve = choose(settings, imported, params, tokens, probe, rest, progress)
+    progress.say(curve.text())
+    first = curve
+    while True:
+        report = compile(source, out, force=force, dump_ir=dump_ir, quiet=quiet, **asdict(curve.settings(settings)))
+        excess = report.bytes - parse_size(settings.target_size) if settings.target_size else 0
+        if excess <= 0:
+            break
+        smaller = curve.smaller(excess)
+        if smaller is None:
+            out.unlink()
+            raise GateFailed(
+                f"the smallest artifact has {show_size(report.bytes)}, more than {settings.target_size}",
+                "give a larger --target-size",
+            )
+        curve, force = smaller, True
+    if settings.plot:
+        draw(replace(curve, rest=first.rest), Path(settings.plot))
+    report.curve = curve.to_json()
+    return report
+
+
 # --- options -----------------------------------------------------------------------------------------------------------
 
 
@@ -193,13 +243,37 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
             if name == "kv_dtype" and value == "fp8":
                 raise UnsupportedError("an fp8 cache is not supported yet", "use --kv-dtype int8")
             raise UsageError(f"{name.replace('_', '-')} cannot be {value!r}", nearest(str(value), valid))
-    from .quant.algorithms.registry import check_algorithm
+    from .quant.algorithms.registry import parse_algorithm
 
-    check_algorithm(settings.algorithm)
+    parse_algorithm(settings.algorithm)
     if settings.context < 0:
         raise UsageError(f"a context of {settings.context} positions is impossible", "give a positive --context")
     schemes(settings)
+    _check_auto(settings)
     return settings
+
+
+def _check_auto(settings: CompileOptions) -> None:
+    from .runtime.sizes import parse_size
+
+    if settings.quant == "auto":
+        if settings.max_kl is None and not settings.target_size:
+            raise UsageError("--quant auto needs something to meet", "give --max-kl X or --target-size SIZE")
+        if settings.weights == "none":
+            raise UsageError("--quant auto needs the weights", "leave --weights none out")
+        if settings.target_size:
+            parse_size(settings.target_size)
+        if settings.plot and not Path(settings.plot).resolve().parent.is_dir():
+            raise UsageError(f"the folder of {settings.plot} does not exist", "create it first")
+        for name, value in (
+            ("activations", settings.activations),
+            ("group-size", settings.group_size),
+            ("asymmetric", settings.asymmetric),
+        ):
+            if value:
+                raise UsageError(f"--{name} changes a scheme, and --quant auto chooses them", "leave it out")
+    elif settings.target_size or settings.plot:
+        raise UsageError("--target-size and --plot belong to --quant auto", "give --quant auto, or leave them out")
 
 
 def schemes(settings: CompileOptions) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -217,9 +291,7 @@ def schemes(settings: CompileOptions) -> tuple[str, tuple[tuple[str, str], ...]]
             scheme = replace(scheme, activations=settings.activations)
         return str(parse_scheme(str(scheme)))
 
-    if settings.quant == "auto":
-        raise UnsupportedError("--quant auto is not supported yet", "choose a scheme such as int4 or int8")
-    default = "" if settings.quant == "none" else modified(settings.quant)
+    default = "" if settings.quant in ("none", "auto") else modified(settings.quant)
     rules = []
     for rule in settings.scheme:
         glob, separator, text = rule.partition("=")
@@ -336,7 +408,7 @@ def _build_all(rendered: Rendered, levels: list[str], cc: str, progress: Progres
     return {level: build(rendered.sources, level, cc) for level in progress.each(levels, "levels")}
 
 
-def _parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Callable[[str], torch.Tensor]:
+def parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Callable[[str], torch.Tensor]:
     bound = checkpoint.bind(captured.model)
     return lambda name: imported.buffers[name] if name in imported.buffers else bound(name)
 
@@ -353,14 +425,14 @@ def _pack(
     from .codegen.cpu.lower import unique_names
     from .codegen.cpu.weights import WeightPacker
 
-    packer = WeightPacker(graph, params, stored, chosen)
+    packer = WeightPacker(graph, chosen.params if chosen is not None else params, stored, chosen)
     specs = rendered.lowered.weights
     for name, spec in progress.each(list(zip(unique_names(specs), specs, strict=True)), "weights"):
         weights.add(name, packer.pack(spec))
     packer.finish()
 
 
-def _calibrate(
+def chosen_codes(
     settings: CompileOptions,
     checkpoint: Checkpoint,
     imported: Imported,
@@ -368,15 +440,13 @@ def _calibrate(
     progress: Progress,
 ) -> Calibrated | None:
     """The codes that a calibrated algorithm chooses, before any fusion; None for round to nearest."""
-    from .quant.algorithms.registry import calibrated_algorithm
+    from .quant.algorithms.registry import parse_algorithm
     from .quant.calibrate import calibrate
-    from .quant.calibration_text import calibration_tokens
 
     default, rules = schemes(settings)
-    algorithm = calibrated_algorithm(settings.algorithm)
+    algorithm = parse_algorithm(settings.algorithm)
     if algorithm is None:
         return None
-    from .compiler.ir.reference import TORCH_DTYPE as dtypes
     from .passes.order import raising_passes
     from .passes.quantize import Quantize, calibrated_nodes
 
@@ -388,21 +458,30 @@ def _calibrate(
         raise UsageError(
             f"--algorithm {settings.algorithm} has nothing to quantize", "give --quant intN, or a --scheme with integers"
         )
-    types = {p.name[1:]: dtypes[p.type.dtype] for p in graph.params}
-
-    def parameter(name: str) -> torch.Tensor:
-        value = params(name)
-        return value.to(types[name]) if value.is_floating_point() else value
-
-    vocabulary = graph.outputs[0].type.shape[-1]
-    assert isinstance(vocabulary, int)
-    tokens = calibration_tokens(
-        settings.calibration,
-        checkpoint.tokenizer_files.get("tokenizer.json"),
-        _context(checkpoint, settings.context),
-        vocabulary,
+    tokens = _calibration(settings, checkpoint, graph)
+    return calibrate(
+        graph,
+        params,
+        tokens,
+        plan,
+        algorithm.rounding,
+        algorithm.scaling,
+        lambda nodes, _: progress.each(nodes, "calibration"),
     )
-    return calibrate(graph, parameter, tokens, plan, algorithm, lambda nodes, _: progress.each(nodes, "calibration"))
+
+
+def _vocabulary(graph: Graph) -> int:
+    size = graph.outputs[0].type.shape[-1]
+    assert isinstance(size, int)
+    return size
+
+
+def _calibration(settings: CompileOptions, checkpoint: Checkpoint, graph: Graph) -> torch.Tensor:
+    """Token ids [windows, length] of the calibration text."""
+    from .quant.calibration_text import calibration_tokens
+
+    raw = checkpoint.tokenizer_files.get("tokenizer.json")
+    return calibration_tokens(settings.calibration, raw, _context(checkpoint, settings.context), _vocabulary(graph))
 
 
 def _kernel_files(rendered: Rendered, binaries: dict[str, bytes], graph: Graph, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -434,7 +513,9 @@ def _manifest(
 
     config = checkpoint.config
     parameters = sum(p.numel() for p in captured.model.parameters())
-    recipe = {k: v for k, v in asdict(settings).items() if k not in ("max_kl", "strict", "cc", "calibration")}
+    recipe = {
+        k: v for k, v in asdict(settings).items() if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot")
+    }
     if settings.algorithm != "rtn":
         from .quant.calibration_text import calibration_text
 
@@ -579,7 +660,7 @@ def _check(
     from .runtime.api import load
     from .runtime.artifact import write_artifact
 
-    ids = _probe_ids(checkpoint, manifest)
+    ids = probe_ids(checkpoint, int(manifest["model"]["context"]), int(manifest["model"]["vocab"]))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".llmc-check-") as folder:
         draft = Path(folder) / "draft.llmc"
         write_artifact(draft, manifest, files, weights)
@@ -595,12 +676,11 @@ def _check(
     return compare(reference[0].numpy(), logits), canary
 
 
-def _probe_ids(checkpoint: Checkpoint, manifest: dict[str, Any]) -> list[int]:
+def probe_ids(checkpoint: Checkpoint, context: int, vocabulary: int) -> list[int]:
     """Token ids of the probe text, or arithmetic ones without a tokenizer."""
     from .conformance import PROBE, PROBE_TOKENS
 
-    count = min(PROBE_TOKENS, int(manifest["model"]["context"]))
-    vocabulary = int(manifest["model"]["vocab"])
+    count = min(PROBE_TOKENS, context)
     raw = checkpoint.tokenizer_files.get("tokenizer.json")
     if raw is not None:
         from tokenizers import Tokenizer
@@ -623,7 +703,7 @@ def reference_logits(source: str, context: int = 0, *, trust_remote_code: bool =
     captured, imported = front_end(
         checkpoint, checkpoint.dtype, _context(checkpoint, min(context, _context(checkpoint, 0))), trust_remote_code
     )
-    params = _parameters(checkpoint, captured, imported)
+    params = parameters(checkpoint, captured, imported)
     types = {p.name[1:]: dtypes[p.type.dtype] for p in imported.graph.params}
     kept: dict[str, torch.Tensor] = {}
 

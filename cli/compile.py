@@ -13,10 +13,8 @@ from ..runtime.sizes import show_size
 from .main import emit
 from .options import as_json, compiling, debug
 
-PATHS = ("source", "out", "dump_ir")
+PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning")
 LATER = {
-    "target_size": "--target-size needs --quant auto",
-    "plot": "--plot needs --quant auto",
     "gpu_layers": "--gpu-layers needs a GPU target",
     "tuning": "--tuning tables",
     "lora": "--lora",
@@ -46,8 +44,8 @@ LATER = {
 @click.option("--dump-ir", metavar="DIR", help="Write the IR after each pass, one file a pass.")
 @click.option("--recipe", metavar="FILE.yaml", help="Read options from a recipe; the command line wins.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--target-size", metavar="SIZE", help="With --quant auto: the size to meet.")
-@click.option("--plot", metavar="FILE.svg", help="With --quant auto: draw quality against size.")
+@click.option("--target-size", default="", metavar="SIZE", help="With --quant auto: the size to meet.")
+@click.option("--plot", default="", metavar="FILE.svg", help="With --quant auto: draw quality against size.")
 @click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU.")
 @click.option("--tuning", metavar="TABLE.json", help="A tuning table by llmc tune.")
 @click.option("--lora", multiple=True, metavar="DIR", help="Merge a LoRA adapter.")

@@ -7,29 +7,25 @@ from typing import Any
 
 import click
 
-from ..errors import UnsupportedError, UsageError, nearest
 from .main import emit
 from .options import as_json, compiling, debug
 
-FORMATS = ("dense", "compressed-tensors", "gptq", "awq", "gguf")
 
-
-@click.command("export", epilog="Example: llmc export ./dense --from ./SmolLM2-135M --format dense --quant int4")
+@click.command(
+    "export", epilog="Example: llmc export ./gptq --from ./SmolLM2-135M --format gptq --quant int4:g128 --algorithm gptq"
+)
 @click.argument("out_dir", metavar="OUT_DIR")
 @click.option("--from", "source", required=True, metavar="SRC", help="The checkpoint to read.")
-@click.option("--format", "form", required=True, metavar="NAME", help="dense: float32 safetensors of the (de)quantized weights.")
+@click.option("--format", "form", required=True, metavar="NAME", help="compressed-tensors, gptq, awq, gguf or dense.")
 @compiling
 @as_json
 @debug
 def command(out_dir: str, source: str, form: str, as_json: bool, **options: Any) -> None:
-    """Write a checkpoint that other tools read. `dense` holds the weights as the artifact would compute with them."""
-    if form not in FORMATS:
-        raise UsageError(f"unknown format {form!r}", nearest(form, FORMATS))
-    if form != "dense":
-        raise UnsupportedError(f"the format {form} is not supported yet", "use --format dense")
-    from ..export import export_dense
+    """Write a checkpoint that other tools read, with the weights as the artifact would compute with them: `dense` in float32,
+    `gguf` as OUT_DIR/model.gguf, the others as codes and scales that transformers and vLLM load."""
+    from ..export import export
 
-    written = export_dense(source, Path(out_dir), quiet=as_json, **options)
+    written = export(source, Path(out_dir), form, quiet=as_json, **options)
     if as_json:
         emit({"folder": out_dir, "format": form, "tensors": written})
     else:

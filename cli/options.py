@@ -66,13 +66,13 @@ def compiling(command: F) -> F:
                 default="rtn",
                 show_default=True,
                 metavar="NAME",
-                help="How integers are chosen: rtn (round to nearest) or gptq.",
+                help="How codes are chosen: rtn (round to nearest), gptq, awq, smoothquant, or awq+gptq, smoothquant+gptq.",
             ),
             click.option(
                 "--calibration",
                 default="",
                 metavar="FILE",
-                help="Text for gptq: a text file or .jsonl (default: a text of llmc's own).",
+                help="Text for gptq, awq, smoothquant and --quant auto: a text file or .jsonl (default: a text of llmc's own).",
             ),
             click.option(
                 "--dtype",

@@ -52,7 +52,7 @@ class Quantize(Pass):
     def plan(self, graph: Graph) -> dict[str, Scheme]:
         """The scheme of each weight-bearing node, by the name of its output."""
         default = parse_scheme(self.scheme) if self.scheme else None
-        routers = _routers(graph)
+        gates = routers(graph)
         plan: dict[str, Scheme] = {}
         used: set[int] = set()
         tied: dict[str, tuple[Scheme, bool, str]] = {}
@@ -60,15 +60,15 @@ class Quantize(Pass):
             module = module_of(weight, graph)
             chosen, named = default, False
             if default is not None and default.is_integer:
-                if isinstance(node.op, Embedding) or _is_head(node):
+                if isinstance(node.op, Embedding) or is_head(node):
                     chosen = Scheme("int8", activations=default.activations)
-                elif node.output.name in routers:
+                elif node.output.name in gates:
                     chosen = None
             elif default is not None and isinstance(node.op, Embedding) and default.activations:
                 chosen = replace(default, activations="")
             if default is None:
                 chosen = self._kept(weight, graph)
-                if chosen is None and node.output.name in routers:
+                if chosen is None and node.output.name in gates:
                     chosen = Scheme("f32", activations="f32")  # small, and a rounding there changes which experts a token goes to
             for i, (glob, text) in enumerate(self.rules):
                 if fnmatch.fnmatchcase(module, glob) or fnmatch.fnmatchcase(node.scope, glob):
@@ -119,6 +119,13 @@ def _weight(node: Node) -> Value:
     )
 
 
+def weights_of(node: Node) -> list[Value]:
+    """The weight of a linear or an embedding; both of experts."""
+    if isinstance(node.op, Experts):
+        return [node.inputs[3], node.inputs[5 if node.op.bias else 4]]
+    return [_weight(node)]
+
+
 def weight_nodes(graph: Graph) -> list[tuple[Node, Value]]:
     """Linears, experts and embeddings of static tables that tokens index, with their weight."""
     static = graph.static_values()
@@ -135,14 +142,14 @@ def weight_nodes(graph: Graph) -> list[tuple[Node, Value]]:
 
 
 def calibrated_nodes(graph: Graph, plan: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    """The part of a plan that an algorithm can choose codes for: integer weights of products that every token goes through."""
+    """The part of a plan that an algorithm can choose codes for: coded weights of products that every token goes through."""
     return {
         node.output.name: plan[node.output.name]
         for node, _ in weight_nodes(graph)
         if node.output.name in plan
-        and plan[node.output.name].is_integer
+        and plan[node.output.name].is_coded
         and not isinstance(node.op, Embedding)
-        and not _is_head(node)
+        and not is_head(node)
     }
 
 
@@ -161,11 +168,11 @@ def module_of(weight: Value, graph: Graph) -> str:
     return root_param(weight, graph)[1:].rpartition(".")[0]
 
 
-def _is_head(node: Node) -> bool:
+def is_head(node: Node) -> bool:
     return isinstance(node.op, Linear) and any(isinstance(d, Sym) and d.name == "R" for d in node.output.type.shape)
 
 
-def _routers(graph: Graph) -> set[str]:
+def routers(graph: Graph) -> set[str]:
     """Linears whose output decides which experts a token goes to."""
     producers = graph.producers()
     found: set[str] = set()

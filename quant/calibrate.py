@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -18,8 +18,9 @@ from ..compiler.ir.graph import Graph, Node, Value
 from ..compiler.ir.ops.experts import Experts
 from ..compiler.ir.ops.linear import Linear
 from ..compiler.ir.ops.pointwise import Pointwise
-from ..compiler.ir.reference import Context, ParamSource, evaluate
-from .algorithms.rtn import Codes
+from ..compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
+from .algorithms.rtn import Codes, stored_scale
+from .folding import Folds, Region, regions
 from .scheme import Scheme
 
 CHUNK = 8192  # tokens whose products are summed at a time
@@ -27,16 +28,33 @@ FEW_TOKENS = 64
 COMPENSATION_DAMPING = 0.05
 
 
-class Algorithm(Protocol):
-    """Chooses a weight's codes from the second moments of its inputs."""
+class Rounding(Protocol):
+    """Chooses a weight's codes from the second moments of its inputs. `compensates`: its weights may make up for earlier errors."""
+
+    compensates: bool
 
     def quantize(self, weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> Codes: ...
 
 
+class Scaling(Protocol):
+    """Chooses factors [K] by which the inputs x [..., K] of several weights [N, K] are divided; equal where `tie` [K] is."""
+
+    def factors(
+        self,
+        x: torch.Tensor,
+        moments: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        schemes: Sequence[Scheme],
+        tie: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
 @dataclass
 class Calibrated:
-    """Codes by the name of the weight's value in the graph, one for each expert, with their schemes; `warnings` for a person."""
+    """Codes by the name of the weight's value in the graph, one for each expert, with their schemes; `params` are the parameters
+    with the factors folded into them; `warnings` are for a person."""
 
+    params: Folds
     codes: dict[str, list[Codes]] = field(default_factory=dict)
     schemes: dict[str, Scheme] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -57,21 +75,32 @@ def calibrate(
     params: ParamSource,
     tokens: torch.Tensor,
     plan: dict[str, Scheme],
-    algorithm: Algorithm,
+    rounding: Rounding,
+    scaling: Scaling | None = None,
     progress: Callable[[Iterable[Node], int], Iterable[Node]] = lambda nodes, count: nodes,
 ) -> Calibrated:
     """Choose codes for the weights of the nodes that `plan` names (by their output), on windows `tokens` [S, T] of text.
 
     Weights that appear several times are chosen once. Values are float32; products may round their factors to bfloat16.
     """
-    return _Run(graph, params, tokens, plan, algorithm).run(progress)
+    return _Run(graph, params, tokens, plan, rounding, scaling).run(progress)
 
 
 class _Run:
     def __init__(
-        self, graph: Graph, params: ParamSource, tokens: torch.Tensor, plan: dict[str, Scheme], algorithm: Algorithm
+        self,
+        graph: Graph,
+        params: ParamSource,
+        tokens: torch.Tensor,
+        plan: dict[str, Scheme],
+        rounding: Rounding,
+        scaling: Scaling | None,
     ) -> None:
-        self._graph, self._params, self._plan, self._algorithm = graph, params, plan, algorithm
+        self._graph, self._plan, self._rounding, self._scaling = graph, plan, rounding, scaling
+        self._params = Folds(params)
+        self._types = {p.name[1:]: TORCH_DTYPE[p.type.dtype] for p in graph.params}
+        self._regions = regions(graph, plan) if scaling is not None else {}
+        self._schemes = {v.name: plan[n.outputs[0].name] for n in graph.nodes if n.outputs[0].name in plan for v in n.inputs}
         count, length = tokens.shape
         positions = torch.arange(length).repeat(count)
         self._context = Context(
@@ -85,7 +114,7 @@ class _Run:
         self._adds = _residual_adds(graph)
         self._moments: dict[str, torch.Tensor] = {}
         self._drift: dict[str, torch.Tensor] = {}
-        self.found = Calibrated()
+        self.found = Calibrated(self._params)
 
     def run(self, progress: Callable[[Iterable[Node], int], Iterable[Node]]) -> Calibrated:
         moving = [n for n in self._graph.nodes if n.outputs[0].name not in self._static]
@@ -110,7 +139,37 @@ class _Run:
                 for value, tensor, original in zip(node.outputs, outputs, clean, strict=True):
                     if left.get(value.name):
                         self._env[value.name], self._clean[value.name] = tensor, original
+                if node.outputs[0].name in self._regions:
+                    self._rescale(self._regions[node.outputs[0].name])
         return self.found
+
+    def _rescale(self, region: Region) -> None:
+        """Divide a value by factors that its weights are multiplied by, and have what made it absorb them."""
+        assert self._scaling is not None
+        name, coded = region.x.name, self.found.codes.get(region.coded)
+        if coded is not None and self.found.schemes[region.coded].share:
+            return  # rows that share a scale cannot absorb a factor each
+        x = self._env[name]
+        pairs = [(_sampled(self._value(w)), self._schemes[w.name]) for w, _ in region.weights if w.name in self._schemes]
+        factors = self._scaling.factors(x, second_moments(x), [w for w, _ in pairs], [s for _, s in pairs], region.rows)
+        by_row = torch.ones(int(region.rows.max()) + 1)
+        by_row[region.rows] = factors
+        if region.exact:  # norm weights are rounded to the model's dtype: take the factors that they then stand for
+            place = region.absorbers[0]
+            before = self._params(place.param).float() + place.offset
+            after = (before / by_row - place.offset).to(self._types[place.param]).float() + place.offset
+            by_row = torch.where((after == 0) | (before == 0), torch.ones_like(by_row), before / after)
+            factors = by_row[region.rows]
+        for place in region.absorbers:
+            size = self._params(place.param).shape[place.axis]
+            self._params.multiply(place, 1 / torch.nn.functional.pad(by_row, (0, size - by_row.numel()), value=1.0))
+        for _, place in region.weights:
+            self._params.multiply(place, factors)
+        if coded is not None:
+            scheme = self.found.schemes[region.coded]
+            scale = torch.nn.functional.pad(by_row, (0, coded[0].scales.shape[0] - by_row.numel()), value=1.0)[:, None]
+            self.found.codes[region.coded] = [replace(c, scales=stored_scale(c.scales / scale, scheme)) for c in coded]
+        self._env[name], self._clean[name] = x / factors, self._clean[name] / factors
 
     def _value(self, value: Value, values: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         values = self._env if values is None else values
@@ -131,8 +190,10 @@ class _Run:
             if node.inputs[0].name not in self._moments:
                 self._moments[node.inputs[0].name] = second_moments(rounded)
             moments = self._moments[node.inputs[0].name]
-            target = self._compensated(node, self._value(weight), rounded, moments)
-            codes = self._algorithm.quantize(target, moments, scheme)
+            target = self._value(weight).float()
+            if self._rounding.compensates:
+                target = self._compensated(node, target, rounded, moments)
+            codes = self._rounding.quantize(target, moments, scheme)
             self._keep(weight, scheme, [codes])
         dense = self.found.codes[weight.name][0].dequantize(scheme)
         rest = [self._value(v) for v in node.inputs[2:]]
@@ -166,10 +227,10 @@ class _Run:
             if token.numel() < FEW_TOKENS:
                 few.append(e)
             seen = x[token] if token.numel() else x
-            first.append(self._algorithm.quantize(w_in[e], second_moments(seen), scheme))
+            first.append(self._rounding.quantize(w_in[e], second_moments(seen), scheme))
             inner = seen @ first[-1].dequantize(scheme).T + (inputs[4][e] if op.bias else 0)
             inner = round_activations(op.activate(inner), scheme.activations)
-            second.append(self._algorithm.quantize(w_out[e], second_moments(inner), scheme))
+            second.append(self._rounding.quantize(w_out[e], second_moments(inner), scheme))
         if few:
             self.found.warnings.append(
                 f"{node.scope}: {len(few)} of {w_in.shape[0]} experts saw fewer than {FEW_TOKENS} tokens of the calibration text"
@@ -204,6 +265,11 @@ def cross_moments(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         for one, other in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
             out += (one.T @ other).double()
     return out.float()
+
+
+def _sampled(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [N, K] itself; as many rows as one has of several [E, N, K]."""
+    return weight if weight.ndim == 2 else weight.flatten(0, 1)[:: weight.shape[0]]
 
 
 def _residual_adds(graph: Graph) -> dict[str, Value]:

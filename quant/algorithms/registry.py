@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...errors import UnsupportedError, UsageError, nearest
+from ...errors import UsageError, nearest
+from .awq import Awq
 from .gptq import Gptq
+from .grid import Clipped
+from .smoothquant import SmoothQuant
 
 if TYPE_CHECKING:
-    from ..calibrate import Algorithm
+    from ..calibrate import Rounding, Scaling
 
-CALIBRATED = {"gptq": Gptq}
-NAMES = ("rtn", *CALIBRATED)
-LATER = ("awq", "smoothquant")
-
-
-def check_algorithm(name: str) -> None:
-    """Raise UsageError for an unknown name, UnsupportedError for one that is known and not built."""
-    if name in LATER:
-        raise UnsupportedError(f"the algorithm {name} is not supported yet", f"use one of {', '.join(NAMES)}")
-    if name not in NAMES:
-        raise UsageError(f"algorithm cannot be {name!r}", nearest(name, NAMES))
+SCALINGS: dict[str, type[Scaling]] = {"awq": Awq, "smoothquant": SmoothQuant}
+ROUNDINGS: dict[str, type[Rounding]] = {"rtn": Clipped, "gptq": Gptq}
+NAMES = (*ROUNDINGS, *SCALINGS)
 
 
-def calibrated_algorithm(name: str) -> Algorithm | None:
-    """The algorithm of that name if it needs calibration text; None for round to nearest."""
-    made = CALIBRATED.get(name)
-    return made() if made is not None else None
+@dataclass(frozen=True)
+class Algorithm:
+    """What is done to weights before they are rounded, and how they are rounded."""
+
+    scaling: Scaling | None
+    rounding: Rounding
+
+
+def parse_algorithm(name: str) -> Algorithm | None:
+    """`rtn` (None: nothing to calibrate), `gptq`, `awq`, `smoothquant`, or one of the latter with a rounding: `awq+gptq`.
+
+    Raises UsageError naming the nearest valid name.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in NAMES:
+            raise UsageError(f"algorithm cannot be {name!r}", nearest(part, NAMES))
+    scalings, roundings = [p for p in parts if p in SCALINGS], [p for p in parts if p in ROUNDINGS]
+    if len(scalings) > 1 or len(roundings) > 1:
+        raise UsageError(
+            f"algorithm cannot be {name!r}: it names two of a kind", "join one of awq and smoothquant with one of rtn and gptq"
+        )
+    if parts == ["rtn"]:
+        return None
+    return Algorithm(SCALINGS[scalings[0]]() if scalings else None, ROUNDINGS[roundings[0] if roundings else "rtn"]())

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 
 from ...errors import UnsupportedError
-from ..scheme import integer_scheme
+from ..algorithms.rtn import Codes
+from ..scheme import Scheme, integer_scheme
 from ..stored import Stored
-from .bits import spread, unpack_words
+from .bits import pack_words, spread, unpack_words
 from .format import Format, Parts
+from .writer import Writer, one_scheme, zero_points
 
 GEMM_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where outputs 0 … 7 lie in a word
 VERSIONS = ("gemm", "gemv", "gemv_fast", "llm-awq")
@@ -85,3 +87,38 @@ def _deinterleave(packed: torch.Tensor, interleave: int = 4, stride: int = 64) -
     x = x.reshape(n, k // 32, 4, 2, 4).permute(0, 1, 2, 4, 3).reshape(n, k)  # undoes [0, 2, 4, 6, 1, 3, 5, 7]
     x = x.reshape(n, k // 32, 4, 4, 2).permute(0, 1, 3, 2, 4)
     return x.reshape(n, k).int()
+
+
+class AwqWriter(Writer):
+    """4 bits in the gemm layout; zero points may be those of a symmetric scheme."""
+
+    name: ClassVar[str] = "awq"
+
+    def parts(self, codes: Codes, scheme: Scheme) -> dict[str, torch.Tensor]:
+        n, k = codes.codes.shape
+        if scheme.kind != "int4":
+            raise self.refuse(scheme, "it has 4-bit integers", "use int4:g128:asym, or another format")
+        if n % 8 or k % (scheme.group or k):
+            raise self.refuse(
+                scheme, f"a weight [{n}, {k}] does not fill its words and groups", "choose other groups, or leave that module out"
+            )
+        return {
+            "qweight": _words(codes.codes.T.int()),
+            "qzeros": _words(zero_points(codes, scheme).T),
+            "scales": codes.scales.T.half().contiguous(),
+        }
+
+    def config(self, schemes: Mapping[str, Scheme], plain: list[str]) -> dict[str, Any]:
+        scheme = one_scheme(self, schemes)
+        return {
+            "quant_method": "awq", "bits": 4, "group_size": scheme.group or -1, "zero_point": True, "version": "gemm",
+            "modules_to_not_convert": plain or None,
+        }  # fmt: skip
+
+
+def _words(values: torch.Tensor) -> torch.Tensor:
+    """The inverse of _columns."""
+    rows, cols = values.shape
+    ordered = torch.empty(rows, cols // 8, 8, dtype=torch.int32)
+    ordered[..., list(GEMM_ORDER)] = values.reshape(rows, cols // 8, 8).int()
+    return pack_words(ordered.reshape(rows, cols), 4)

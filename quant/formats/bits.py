@@ -22,9 +22,34 @@ def unpack_stream(words: torch.Tensor, bits: int) -> torch.Tensor:
     return (stream[:, : count * bits].reshape(rows, count, bits) << torch.arange(bits)).sum(-1).int()
 
 
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Values [R, C] → int32 words [R, ⌈C/(32 // bits)⌉], the inverse of unpack_words; missing values are 0."""
+    count = 32 // bits
+    padded = torch.nn.functional.pad(values.long(), (0, -values.shape[1] % count))
+    words = (padded.reshape(values.shape[0], -1, count) << torch.arange(0, count * bits, bits)).sum(-1)
+    return _signed(words)
+
+
+def pack_stream(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Values [R, C], C·bits a multiple of 32, → int32 words [R, C·bits/32]: the inverse of unpack_stream."""
+    if 32 % bits == 0:
+        return pack_words(values, bits)
+    stream = ((values.long()[..., None] >> torch.arange(bits)) & 1).reshape(values.shape[0], -1, 32)
+    return _signed((stream << torch.arange(32)).sum(-1))
+
+
+def _signed(words: torch.Tensor) -> torch.Tensor:
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+
+
 def nibbles(data: torch.Tensor) -> torch.Tensor:
     """uint8 [..., C] → uint8 [..., 2·C], the low half of each byte first."""
     return torch.stack([data & 15, data >> 4], -1).flatten(-2)
+
+
+def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., 2·C] → uint8 [..., C]: the inverse of nibbles."""
+    return values[..., 0::2] | (values[..., 1::2] << 4)
 
 
 def spread(values: torch.Tensor, size: int, k: int) -> torch.Tensor:

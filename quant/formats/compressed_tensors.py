@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 import torch
 
 from ...errors import CheckpointError, UnsupportedError
+from ..algorithms.rtn import Codes
 from ..levels import E2M1
 from ..scheme import Scheme, integer_scheme
 from ..stored import Stored
-from .bits import nibbles, powers_of_two, spread, unpack_stream, unpack_words
+from .bits import nibbles, pack_nibbles, pack_words, powers_of_two, spread, unpack_stream, unpack_words
 from .format import Format, Parts
+from .writer import Writer, zero_points
 
 ACTIVATIONS = {
     ("int", 8, "token"): "int8", ("float", 8, "token"): "fp8", ("float", 8, "group", 128): "fp8-g128", ("float", 8, "group", 32): "mxfp8",
@@ -174,3 +176,90 @@ def _expanded(scale: torch.Tensor, n: int, k: int, block: Any) -> torch.Tensor:
 def _micro(codes: torch.Tensor, table: torch.Tensor, scale: torch.Tensor, kind: str) -> Stored:
     scales = powers_of_two(scale)
     return Stored(lambda: table[codes.long()] * spread(scales, 32, codes.shape[1]), Scheme(kind, 32), codes, scales)
+
+
+class CompressedTensorsWriter(Writer):
+    """Integers of 4 and 8 bits packed, or naive where activations are quantized; fp8, mxfp4 and mxfp8. Scales take the model's dtype."""
+
+    name: ClassVar[str] = "compressed-tensors"
+
+    def parts(self, codes: Codes, scheme: Scheme) -> dict[str, torch.Tensor]:
+        form = self._form(scheme)
+        n, k = codes.codes.shape
+        if form == "mxfp4-pack-quantized":
+            return {"weight_packed": pack_nibbles(codes.codes), "weight_scale": _exponents(codes.scales)}
+        if form == "mxfp8-quantized":
+            return {"weight": codes.codes.view(torch.float8_e4m3fn), "weight_scale": _exponents(codes.scales)}
+        scales = codes.scales.to(self.dtype).contiguous()
+        if form == "float-quantized":
+            if scheme.share == "block":
+                scales = scales[::128].contiguous()
+            return {"weight": codes.codes.view(torch.float8_e4m3fn), "weight_scale": scales}
+        offset = 1 << (scheme.bits - 1)
+        zeros = zero_points(codes, scheme)
+        if form == "int-quantized":
+            parts = {"weight": (codes.codes.int() - offset).to(torch.int8), "weight_scale": scales}
+            return parts | ({"weight_zero_point": (zeros - offset).to(torch.int8)} if scheme.asymmetric else {})
+        parts = {
+            "weight_packed": pack_words(codes.codes.int(), scheme.bits),
+            "weight_scale": scales,
+            "weight_shape": torch.tensor([n, k]),
+        }
+        return parts | ({"weight_zero_point": pack_words(zeros.T, scheme.bits).T.contiguous()} if scheme.asymmetric else {})
+
+    def _form(self, scheme: Scheme) -> str:
+        quantized = scheme.activations not in ("", "bf16", "f16", "f32")
+        fixed = {"mxfp4": "mxfp4-pack-quantized", "mxfp8": "mxfp8-quantized", "fp8_e4m3": "float-quantized"}
+        if scheme.kind in fixed and not (scheme.kind == "fp8_e4m3" and scheme.share == "tensor"):
+            return fixed[scheme.kind]
+        if scheme.kind in ("int4", "int8"):
+            return "int-quantized" if quantized and scheme.bits == 8 else "pack-quantized"
+        raise self.refuse(scheme, "it has int4, int8, fp8_e4m3 by channel or block, mxfp4 and mxfp8", "use one of those")
+
+    def config(self, schemes: Mapping[str, Scheme], plain: list[str]) -> dict[str, Any]:
+        by_scheme: dict[Scheme, list[str]] = {}
+        for module, scheme in sorted(schemes.items()):
+            by_scheme.setdefault(scheme, []).append(module)
+        groups = {}
+        for i, (scheme, modules) in enumerate(by_scheme.items()):
+            groups[f"group_{i}"] = {
+                "targets": ["Linear"] if len(by_scheme) == 1 else modules,
+                "weights": _weight_arguments(scheme),
+                "input_activations": _activation_arguments(scheme.activations),
+                "output_activations": None,
+                "format": self._form(scheme),
+            }
+        forms = {g["format"] for g in groups.values()}
+        return {
+            "quant_method": "compressed-tensors", "config_groups": groups, "ignore": plain, "kv_cache_scheme": None,
+            "format": forms.pop() if len(forms) == 1 else "mixed-precision", "quantization_status": "compressed",
+        }  # fmt: skip
+
+
+def _exponents(scales: torch.Tensor) -> torch.Tensor:
+    """Powers of two as E8M0 bytes; a group of zeros gets the smallest."""
+    return (torch.log2(scales.clamp(min=2.0**-127)).round() + 127).clamp(0, 254).to(torch.uint8)
+
+
+def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    return {
+        "num_bits": scheme.bits,
+        "type": "int" if scheme.is_integer else "float",
+        "symmetric": not scheme.asymmetric,
+        "strategy": "block" if scheme.share == "block" else "group" if scheme.group else "channel",
+        "group_size": scheme.group if scheme.group and scheme.share != "block" else None,
+        "block_structure": [128, 128] if scheme.share == "block" else None,
+        "dynamic": False,
+        **({"scale_dtype": "torch.uint8"} if scheme.kind.startswith("mx") else {}),
+    }
+
+
+def _activation_arguments(activations: str) -> dict[str, Any] | None:
+    key = next((key for key, name in ACTIVATIONS.items() if name == activations), None)
+    if key is None:
+        return None
+    kind, bits, strategy, *size = key
+    return {
+        "num_bits": bits, "type": kind, "symmetric": True, "strategy": strategy, "dynamic": True,
+        "group_size": size[0] if size else None, **({"scale_dtype": "torch.uint8"} if activations.startswith("mx") else {}),
+    }  # fmt: skip

@@ -13,18 +13,21 @@ from ...compiler.checkpoint import Checkpoint
 from ...compiler.checkpoint import open_checkpoint as open_plain
 from ...errors import UnsupportedError
 from ..stored import Stored
-from .awq import Awq
+from .awq import Awq, AwqWriter
 from .bitsandbytes import BitsAndBytes
-from .compressed_tensors import CompressedTensors
+from .compressed_tensors import CompressedTensors, CompressedTensorsWriter
 from .format import Format
 from .fp8 import Fp8
 from .gguf import OWN_VALUES, dequantized, stored_blocks
-from .gptq import Gptq
+from .gptq import Gptq, GptqWriter
 from .hqq import Hqq
 from .mxfp4 import Mxfp4
 from .torchao import TorchAo
+from .writer import Writer
 
 FORMATS: tuple[type[Format], ...] = (Gptq, Awq, CompressedTensors, Fp8, Mxfp4, BitsAndBytes, Hqq, TorchAo)
+
+WRITERS: dict[str, type[Writer]] = {w.name: w for w in (CompressedTensorsWriter, GptqWriter, AwqWriter)}
 
 
 def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
