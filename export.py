@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +106,7 @@ class _Exporter:
     def _quantized(self, keep_head: bool) -> Iterable[tuple[str, Scheme, list[Codes], bool]]:
         """Parameter, scheme, codes (one for each expert), and whether the parameter has K before N."""
         from .passes.order import raising_passes
-        from .passes.quantize import Quantize, is_head, module_of, root_param, weight_nodes, weights_of
+        from .passes.quantize import Quantize, is_head, is_named, root_param, weight_nodes, weights_of
         from .quant.algorithms.rtn import quantize
 
         graph = self.imported.graph
@@ -119,7 +118,7 @@ class _Exporter:
         seen = set()
         for node, weight in weight_nodes(graph):
             scheme = plan.get(node.outputs[0].name)
-            named = any(fnmatch.fnmatchcase(m, glob) for m in (module_of(weight, graph), node.scope) for glob, _ in rules)
+            named = is_named(node, weight, graph, rules)
             if scheme is None or (keep_head and not named and (node.op.name == "embedding" or is_head(node))):
                 continue
             for value in weights_of(node):

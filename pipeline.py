@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DTYPES = ("auto", "f32", "f16", "bf16")
-KV_DTYPES = (*DTYPES, "int8")
+KV_DTYPES = (*DTYPES, "int8", "fp8")
 LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
+
+KERNELS = 100_000  # bytes of a level's kernels, and of their sources: a first guess
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,14 @@ def compile(
         checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code)
         _refuse_overwriting(target, checkpoint, force)
         dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
-        kv_dtype = dtype if settings.kv_dtype == "auto" else settings.kv_dtype
+        cache = checkpoint.cache if settings.kv_dtype == "auto" and settings.quant == "none" else None
+        kv_dtype = cache.kind if cache is not None else dtype if settings.kv_dtype == "auto" else settings.kv_dtype
         context = _context(checkpoint, settings.context)
     with progress.stage("capture", "Capturing the model's forward"):
         captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)
     with progress.stage("passes", "Running the passes"):
-        stored = stored_weights(checkpoint, captured, settings)
-        graph = run_passes(imported, settings, dump_ir, stored)
+        stored = stored_weights(checkpoint, captured, imported, settings)
+        graph = run_passes(imported, settings, dump_ir, stored, cache.scales if cache is not None else {})
     with progress.stage("codegen", "Generating kernels"):
         from .codegen.cpu.render import render
 
@@ -196,7 +199,7 @@ def _compile_auto(
     tokens = _calibration(settings, checkpoint, imported.graph)
     with progress.stage("quantize", "Measuring what each weight's rounding costs"):
         probe = probe_ids(checkpoint, _context(checkpoint, settings.context), _vocabulary(imported.graph))
-        rest = sum(map(len, checkpoint.tokenizer_files.values())) + (1 << 20)
+        rest = sum(map(len, checkpoint.tokenizer_files.values())) + KERNELS * (1 + len(expand_targets(settings.target)))
         curve = choose(settings, imported, params, tokens, probe, rest, progress)
     progress.say(curve.text())
     first = curve
@@ -240,8 +243,6 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
         ("weights", settings.weights, ("all", "none")),
     ):
         if value not in valid:
-            if name == "kv_dtype" and value == "fp8":
-                raise UnsupportedError("an fp8 cache is not supported yet", "use --kv-dtype int8")
             raise UsageError(f"{name.replace('_', '-')} cannot be {value!r}", nearest(str(value), valid))
     from .quant.algorithms.registry import parse_algorithm
 
@@ -369,9 +370,11 @@ def front_end(checkpoint: Checkpoint, dtype: str, context: int, trust_remote_cod
     return captured, imported
 
 
-def stored_weights(checkpoint: Checkpoint, captured: Any, settings: CompileOptions) -> BoundStored | None:
-    """The codes of a quantized checkpoint, where the compile is to keep them."""
-    if not checkpoint.stored or settings.quant != "none":
+def stored_weights(checkpoint: Checkpoint, captured: Any, imported: Imported, settings: CompileOptions) -> BoundStored | None:
+    """The codes of a quantized checkpoint, where the compile is to keep any of them."""
+    from .passes.quantize import unnamed
+
+    if not checkpoint.stored or settings.quant != "none" or not unnamed(imported.graph, schemes(settings)[1]):
         return None
     from .quant.formats.bound import BoundStored
 
@@ -379,7 +382,11 @@ def stored_weights(checkpoint: Checkpoint, captured: Any, settings: CompileOptio
 
 
 def run_passes(
-    imported: Imported, settings: CompileOptions, dump_ir: str | Path | None = None, stored: BoundStored | None = None
+    imported: Imported,
+    settings: CompileOptions,
+    dump_ir: str | Path | None = None,
+    stored: BoundStored | None = None,
+    cache: Mapping[str, tuple[float, float]] | None = None,
 ) -> Graph:
     """The CPU pass pipeline, verified after each pass; one file a pass in `dump_ir`."""
     from .compiler.ir.text import print_graph
@@ -394,7 +401,7 @@ def run_passes(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "00-import.ir").write_text(print_graph(graph))
     kept = {p.name[1:]: stored.scheme(p.name[1:]) for p in imported.graph.params} if stored is not None else {}
-    quantize = Quantize(default, rules, {n: s for n, s in kept.items() if s is not None}, settings.activations)
+    quantize = Quantize(default, rules, {n: s for n, s in kept.items() if s is not None}, settings.activations, cache or {})
     for number, step in enumerate(cpu_passes(imported.buffers, quantize), 1):
         graph = verify(step.run(graph), step.name)
         if folder is not None:
@@ -588,11 +595,11 @@ def _memory_plan(rendered: Rendered, weights: Any) -> dict[str, int]:
     from .codegen.cpu.lower import assign_slots
     from .runtime.plan import BLOCK
 
-    element = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
+    element = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "e4m3": 1}
     block = 0
     for cache in rendered.lowered.caches:
         per_head = BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element[cache.kind] + (
-            2 * BLOCK * 4 if cache.kind == "i8" else 0
+            2 * BLOCK * 4 if element[cache.kind] == 1 else 0
         )
         block += cache.groups * per_head
     slots, _ = assign_slots(rendered.lowered)

@@ -138,9 +138,7 @@ def choose(
 
 def _candidates(settings: CompileOptions, graph: Any) -> tuple[list[Candidate], dict[str, Any], int]:
     """Every weight that no rule of the user names, in groups that get one scheme; and the bytes of all other parameters."""
-    import fnmatch
-
-    from .passes.quantize import Quantize, is_head, module_of, root_param, routers, weight_nodes, weights_of
+    from .passes.quantize import Quantize, is_head, is_named, module_of, root_param, routers, weight_nodes, weights_of
     from .pipeline import schemes
     from .quant.scheme import parse_scheme
     from .quant.sensitivity import CANDIDATES, HEAD_CANDIDATES, TABLE_CANDIDATES, Candidate, Group, stored_size
@@ -155,7 +153,7 @@ def _candidates(settings: CompileOptions, graph: Any) -> tuple[list[Candidate], 
     rest = 0
     for node, weight in weight_nodes(graph):
         module = module_of(weight, graph)
-        named = any(fnmatch.fnmatchcase(m, glob) for m in (module, node.scope) for glob, _ in rules)
+        named = is_named(node, weight, graph, rules)
         weights = tuple(weights_of(node))
         roots = [root_param(w, graph) for w in weights]
         if node.outputs[0].name in gates or named:

@@ -37,13 +37,21 @@ POSITIVE = (
 )
 
 
+@dataclass(frozen=True)
+class StoredCache:
+    """The key/value cache that a quantized checkpoint asks for: a dtype, and the steps of keys and values by module where fixed."""
+
+    kind: str
+    scales: dict[str, tuple[float, float]]
+
+
 @dataclass
 class Checkpoint:
     """A model's configuration, its tensors by the names that its files use, and its tokenizer files.
 
     `readers` maps each name to a function that reads that tensor; nothing is read before it is asked for.
     `bind(model)` gives the values by transformers' parameter names instead. `quantization` is what config.json says of the tool
-    that quantized it, `metadata` the files' own; `stored` reads the codes of quantized weights (quant/formats).
+    that quantized it, `metadata` the files' own; `stored` reads the codes of quantized weights (quant/formats), `cache` is the cache it was made for.
     """
 
     source: str
@@ -56,6 +64,7 @@ class Checkpoint:
     quantization: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     stored: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    cache: StoredCache | None = None
 
     @cached_property
     def sha256(self) -> str:

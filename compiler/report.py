@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from .ir.graph import Graph
+from .ir.graph import Graph, roots
 from .ir.ops.embedding import Embedding
 from .ir.ops.experts import Experts
 from .ir.ops.linear import Linear
 
 
 def quantization_report(graph: Graph) -> dict[str, str]:
-    """Scheme by module, layers' numbers replaced by a star where all layers agree."""
+    """Scheme by module of each weight, layers' numbers replaced by a star where all layers agree: what --scheme takes."""
     found: dict[str, set[str]] = {}
     exact: dict[str, str] = {}
     for node in graph.nodes:
@@ -25,7 +25,8 @@ def quantization_report(graph: Graph) -> dict[str, str]:
             else node.inputs[1]
         )
         scheme = node.op.scheme or weight.type.dtype
-        for module in (node.scope or node.op.name).split("+"):
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in roots(graph, weight) if "@" + name not in graph.constants)
+        for module in modules or [node.scope or node.op.name]:
             exact[module] = scheme
             found.setdefault(_starred(module), set()).add(scheme)
     report: dict[str, str] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ..compiler.ir.graph import Graph, Node, Value, roots
+from ..compiler.ir.ops.attention import Attention
 from ..compiler.ir.ops.embedding import Embedding
 from ..compiler.ir.ops.experts import Experts
 from ..compiler.ir.ops.linear import Linear
@@ -27,7 +28,8 @@ class Quantize(Pass):
     Under an integer scheme the head and the embedding tables get int8 per channel, and routers stay as they are, unless a rule
     names them. Weights that are tied share one scheme. Raises UsageError for a rule that matches nothing, or that gives two
     schemes to tied weights. Without a `scheme`, weights whose parameters `stored` names keep their codes; `activations` are then
-    what they are multiplied by, unless it is "" and the checkpoint, or the weight's dtype, says.
+    what they are multiplied by, unless it is "" and the checkpoint, or the weight's dtype, says. `cache` has the steps of stored
+    keys and values by the attention's module, where the checkpoint fixes them.
     """
 
     name: ClassVar[str] = "quantize"
@@ -35,12 +37,18 @@ class Quantize(Pass):
     rules: tuple[tuple[str, str], ...] = field(default=())
     stored: Mapping[str, Scheme] = field(default_factory=dict, compare=False)
     activations: str = ""
+    cache: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def run(self, graph: Graph) -> Graph:
         plan = self.plan(graph)
         rewriter = Rewriter(graph)
         for node in graph.nodes:
             chosen = plan.get(node.outputs[0].name)
+            if isinstance(node.op, Attention) and node.scope in self.cache:
+                k_scale, v_scale = self.cache[node.scope]
+                made = rewriter.add_as(node, replace(node.op, k_scale=k_scale, v_scale=v_scale), node.inputs)
+                rewriter.replace(node.output, made[0])
+                continue
             if chosen is None:
                 rewriter.keep(node)
                 continue
@@ -139,6 +147,17 @@ def weight_nodes(graph: Graph) -> list[tuple[Node, Value]]:
         if isinstance(node.op, Linear | Experts | Embedding) and _weight(node).name in static:
             found.append((node, _weight(node)))
     return found
+
+
+def is_named(node: Node, weight: Value, graph: Graph, rules: tuple[tuple[str, str], ...]) -> bool:
+    """Whether a rule's glob matches a node or its weight's module."""
+    return any(fnmatch.fnmatchcase(m, glob) for m in (module_of(weight, graph), node.scope) for glob, _ in rules)
+
+
+def unnamed(graph: Graph, rules: tuple[tuple[str, str], ...]) -> bool:
+    """Whether the rules leave out any weight, those of routers aside."""
+    gates = routers(graph)
+    return any(n.output.name not in gates and not is_named(n, w, graph, rules) for n, w in weight_nodes(graph))
 
 
 def calibrated_nodes(graph: Graph, plan: Mapping[str, Scheme]) -> dict[str, Scheme]:

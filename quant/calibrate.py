@@ -151,7 +151,8 @@ class _Run:
             return  # rows that share a scale cannot absorb a factor each
         x = self._env[name]
         pairs = [(_sampled(self._value(w)), self._schemes[w.name]) for w, _ in region.weights if w.name in self._schemes]
-        factors = self._scaling.factors(x, second_moments(x), [w for w, _ in pairs], [s for _, s in pairs], region.rows)
+        moments = second_moments(x)
+        factors = self._scaling.factors(x, moments, [w for w, _ in pairs], [s for _, s in pairs], region.rows)
         by_row = torch.ones(int(region.rows.max()) + 1)
         by_row[region.rows] = factors
         if region.exact:  # norm weights are rounded to the model's dtype: take the factors that they then stand for
@@ -170,6 +171,7 @@ class _Run:
             scale = torch.nn.functional.pad(by_row, (0, coded[0].scales.shape[0] - by_row.numel()), value=1.0)[:, None]
             self.found.codes[region.coded] = [replace(c, scales=stored_scale(c.scales / scale, scheme)) for c in coded]
         self._env[name], self._clean[name] = x / factors, self._clean[name] / factors
+        self._moments[name] = moments / torch.outer(factors, factors)
 
     def _value(self, value: Value, values: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         values = self._env if values is None else values

@@ -78,6 +78,7 @@ def test_no_schedule_changes_a_bit(key, checkpoint, artifact, random):
         ("gpt_oss", {"quant": "int8:channel/bf16"}),
         ("gemma2", {"quant": "int4", "dtype": "bf16"}),
         ("llama", {"kv_dtype": "int8"}),
+        ("qwen3", {"kv_dtype": "fp8"}),
         ("gpt_neox", {"kv_dtype": "f16"}),
         ("qwen3", {"dtype": "bf16"}),
     ],
@@ -88,7 +89,10 @@ def test_no_schedule_changes_a_bit_of_a_narrow_model(key, options, checkpoint, a
     same_bits_however_computed(artifact(checkpoint(key), **options), sequences)
 
 
-@pytest.mark.parametrize(("key", "kv_dtype"), [("llama", "int8"), ("llama", "f16"), ("gemma3_text", "int8"), ("qwen3", "f16")])
+@pytest.mark.parametrize(
+    ("key", "kv_dtype"),
+    [("llama", "int8"), ("llama", "f16"), ("gemma3_text", "int8"), ("qwen3", "f16"), ("llama", "fp8"), ("gpt_neox", "fp8")],
+)
 def test_a_narrow_cache_stays_close(key, kv_dtype, checkpoint, artifact, random):
     folder, ids = checkpoint(key), draw(random)
     with load(artifact(folder, kv_dtype=kv_dtype)) as model:

@@ -41,7 +41,7 @@ from .packing import ROUNDING, Kind, kind_of, tile_bytes
 
 OAI = 100
 INPUTS = {"%input_ids": 0, "%position_ids": 1, "%logits_rows": 2}
-KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8"}
+KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8", "fp8": "e4m3"}
 
 
 @dataclass(frozen=True)
@@ -712,7 +712,7 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         )
         code = f"""attention a = {{.cache = @0, {sides}, .out = @4{"".join(", " + e for e in extra)},
     .heads = {heads}, .groups = {groups}, .dk = {dk}, .dv = {dv}, .pairs = {pairs}, .interleaved = {int(op.interleaved)}, .offset = {op.offset}, .window = {op.window}, .chunk = {op.chunk}, .causal = 1,
-    .scale = {float(op.scale).hex()}f, .softcap = {float(op.softcap).hex()}f, .eps = {float(op.eps).hex()}f}};
+    .scale = {float(op.scale).hex()}f, .softcap = {float(op.softcap).hex()}f, .eps = {float(op.eps).hex()}f, .k_scale = {float(op.k_scale).hex()}f, .v_scale = {float(op.v_scale).hex()}f}};
 attend_{self.kv_kind}(s, tid, &a);"""
         if not op.causal:
             raise UnsupportedError(f"attention that is not causal ({node.scope})")

@@ -15,14 +15,14 @@ from ..scheme import Scheme
 from .rtn import quantize
 from .smoothquant import tied
 
-MOST_ROWS = 4096  # of each weight that judge the factors
+MOST_ROWS = 512  # of each weight that judge the factors
 
 
 @dataclass(frozen=True)
 class Awq:
     """Searches factors mean|x|^a, and mean|x|^a / mean|W|^(1 − a), for `steps` values of a in 0 … 1."""
 
-    steps: int = 20
+    steps: int = 12
 
     def factors(
         self,

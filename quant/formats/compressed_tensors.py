@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...compiler.checkpoint import StoredCache
 from ...errors import CheckpointError, UnsupportedError
 from ..algorithms.rtn import Codes
 from ..levels import E2M1
@@ -37,6 +38,24 @@ class CompressedTensors(Format):
     @classmethod
     def recognizes(cls, config: Mapping[str, Any], names: frozenset[str]) -> bool:
         return config.get("quant_method") == "compressed-tensors"
+
+    def cache(self, readers: Parts) -> StoredCache | None:
+        scheme = self.config.get("kv_cache_scheme")
+        if not scheme:
+            return None
+        kind = {"float": "fp8", "int": "int8"}.get(str(scheme.get("type")))
+        if kind is None or int(scheme.get("num_bits", 8)) != 8 or not scheme.get("symmetric", True):
+            raise UnsupportedError(
+                f"a cache of {scheme.get('num_bits')}-bit {scheme.get('type')} numbers is not supported", "give --kv-dtype"
+            )
+        scales = {}
+        for name in readers:
+            module, _, last = name.rpartition(".")
+            if last == "k_scale" and f"{module}.v_scale" in readers:
+                k, v = readers[name]().float(), readers[f"{module}.v_scale"]().float()
+                if k.numel() == v.numel() == 1:  # one a tensor; finer ones give way to one a position
+                    scales[module] = (float(k), float(v))
+        return StoredCache(kind, scales)
 
     def group_of(self, module: str) -> Mapping[str, Any]:
         """The configuration group of a module: its targets name modules, patterns ("re:…") or classes."""

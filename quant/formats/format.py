@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...compiler.checkpoint import StoredCache
 from ...errors import CheckpointError
 from ..stored import Stored
 
@@ -40,6 +41,10 @@ class Format(ABC):
     @abstractmethod
     def read(self, weight: str, parts: Parts) -> Stored:
         """The stored weight. Raises CheckpointError when a part is missing or has an impossible shape."""
+
+    def cache(self, readers: Parts) -> StoredCache | None:
+        """The key/value cache that the checkpoint asks for, if it does; `readers` are all its tensors."""
+        return None
 
     @staticmethod
     def need(weight: str, parts: Parts, *names: str) -> list[torch.Tensor]:

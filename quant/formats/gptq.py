@@ -35,7 +35,7 @@ class Gptq(Format):
     def _settings(self, module: str) -> Mapping[str, Any]:
         """The configuration of one module: GPTQModel's `dynamic` has exceptions, "+:PATTERN" or "PATTERN"."""
         exceptions: Mapping[str, Any] = self.config.get("dynamic") or {}
-        found = next((v for p, v in exceptions.items() if re.match(p.removeprefix("+:"), module)), {})
+        found: Any = next((v for p, v in exceptions.items() if re.match(p.removeprefix("+:"), module)), {})
         return {**self.config, **found} if isinstance(found, dict) else self.config
 
     def read(self, weight: str, parts: Parts) -> Stored:

@@ -63,7 +63,7 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> C
             plain[weight] = partial(_dense, stored[weight])
         elif "weight" in parts:
             plain[weight] = parts["weight"]
-    return replace(checkpoint, readers=plain, stored=stored)
+    return replace(checkpoint, readers=plain, stored=stored, cache=form.cache(checkpoint.readers))
 
 
 def _with_blocks(checkpoint: Checkpoint) -> Checkpoint:

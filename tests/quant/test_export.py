@@ -14,7 +14,16 @@ from server import tiny
 CASES = {
     "gptq": ["int2:g32", "int3:g32", "int4:g32", "int4:g64:asym", "int4:channel", "int8:g32"],
     "awq": ["int4:g32", "int4:g32:asym"],
-    "compressed-tensors": ["int4:g32", "int4:g32:asym", "int8", "int8:g32:asym/bf16", "fp8", "fp8_e4m3:block128", "mxfp4", "mxfp8"],
+    "compressed-tensors": [
+        "int4:g32",
+        "int4:g32:asym",
+        "int8",
+        "int8:g32:asym/bf16",
+        "fp8",
+        "fp8_e4m3:block128",
+        "mxfp4",
+        "mxfp8",
+    ],
 }
 
 

@@ -20,6 +20,7 @@ class Attention(Op):
     `window`: only the last `window` positions; `chunk`: only positions of the same chunk; `softcap`: c·tanh(s/c) of the
     scores; `sinks`: a score a head that takes part in the softmax and has no value; `slopes`: ALiBi slopes [H] added as
     slope · (key position − query position). `cache` is the index of the layer's key/value cache.
+    `k_scale`, `v_scale`: the step of a cache of 8-bit numbers (0: each position has its own); they do not change what is computed.
     """
 
     name: ClassVar[str] = "attention"
@@ -31,6 +32,8 @@ class Attention(Op):
     sinks: bool = False
     causal: bool = True
     slopes: bool = False
+    k_scale: float = 0.0
+    v_scale: float = 0.0
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         require(len(inputs) == 3 + self.sinks + self.slopes, "attention takes q, k, v, and the sinks and slopes its flags name")

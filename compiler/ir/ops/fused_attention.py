@@ -32,6 +32,8 @@ class FusedAttention(Op):
     sinks: bool = False
     causal: bool = True
     slopes: bool = False
+    k_scale: float = 0.0
+    v_scale: float = 0.0
     rope: bool = False
     interleaved: bool = False
     offset: int = 0
