@@ -62,5 +62,8 @@ def test_fixed_steps_of_the_cache_are_kept(tmp_path, kind):
         wanted = model(torch.tensor([ids])).logits[0]
     with load(tmp_path / "a.llmc") as artifact:
         got = torch.from_numpy(artifact.logits([ids])[0])
-    # queries and probabilities are bfloat16 there
-    assert float((got - wanted).abs().max()) < 5e-3 * float(wanted.abs().max())
+    with load(tmp_path / "b.llmc") as artifact:
+        unrounded = torch.from_numpy(artifact.logits([ids])[0])
+    # queries and probabilities are bfloat16 there, and a key near the middle of two codes may go to either
+    assert float((got - wanted).abs().max()) < 1e-2 * float(wanted.abs().max())
+    assert float((got - wanted).norm()) < 0.1 * float((got - unrounded).norm())
