@@ -55,6 +55,10 @@ class _Exporter:
             dtype = self.checkpoint.dtype if settings.dtype == "auto" else settings.dtype
             self.captured, self.imported = front_end(self.checkpoint, dtype, 1, settings.trust_remote_code)
         self.params = parameters(self.checkpoint, self.captured, self.imported)
+        if "rotate" in settings.algorithm:
+            raise UnsupportedError(
+                "rotated weights do not fit the model that other tools build", "use an --algorithm without rotate"
+            )
 
     def parts(self, *, keep_head: bool) -> tuple[dict[str, torch.Tensor], dict[str, tuple[Scheme, Codes]]]:
         """Plain weights, and quantized ones [N, K], by the names that checkpoints have. `keep_head` leaves the head and the embeddings

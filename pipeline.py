@@ -130,6 +130,9 @@ def compile(
         context = _context(checkpoint, settings.context)
     with progress.stage("capture", "Capturing the model's forward"):
         captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)
+    params = parameters(checkpoint, captured, imported)
+    original = imported, params
+    imported, params = prepared(settings, imported, params)
     with progress.stage("passes", "Running the passes"):
         stored = stored_weights(checkpoint, captured, imported, settings)
         graph = run_passes(imported, settings, dump_ir, stored, cache.scales if cache is not None else {})
@@ -144,7 +147,6 @@ def compile(
     with progress.stage("quantize", "Quantizing and packing weights"):
         from .runtime.artifact import WeightsFile
 
-        params = parameters(checkpoint, captured, imported)
         if not target.parent.is_dir():
             raise UsageError(f"the folder {target.parent} does not exist", "create it first")
         weights = WeightsFile(target.parent) if settings.weights == "all" else None
@@ -158,7 +160,7 @@ def compile(
     try:
         with progress.stage("check", "Checking against the original"):
             manifest["conformance"], manifest["canary"] = _check(
-                target, manifest, files, weights, checkpoint, captured, imported, params
+                target, manifest, files, weights, checkpoint, captured, *original
             )
         _enforce_gate(settings, manifest["conformance"])
         with progress.stage("package", f"Writing {target}"):
@@ -368,6 +370,24 @@ def front_end(checkpoint: Checkpoint, dtype: str, context: int, trust_remote_cod
     imported = import_program(captured)
     verify(imported.graph, "import")
     return captured, imported
+
+
+def prepared(
+    settings: CompileOptions, imported: Imported, params: Callable[[str], torch.Tensor]
+) -> tuple[Imported, Callable[[str], torch.Tensor]]:
+    """The graph and its parameters as the algorithm rotates them before anything is quantized."""
+    from .passes.order import raising_passes
+    from .quant.algorithms.registry import parse_algorithm
+
+    algorithm = parse_algorithm(settings.algorithm)
+    if algorithm is None or not algorithm.rotates:
+        return imported, params
+    from .quant.algorithms.rotate import rotated
+
+    graph = imported.graph
+    for step in raising_passes(imported.buffers):
+        graph = step.run(graph)
+    return rotated(imported, graph, params)
 
 
 def stored_weights(checkpoint: Checkpoint, captured: Any, imported: Imported, settings: CompileOptions) -> BoundStored | None:

@@ -66,7 +66,7 @@ def compiling(command: F) -> F:
                 default="rtn",
                 show_default=True,
                 metavar="NAME",
-                help="How codes are chosen: rtn (round to nearest), gptq, awq, smoothquant, or awq+gptq, smoothquant+gptq.",
+                help="How codes are chosen: rtn (round to nearest), gptq, awq, smoothquant, rotate, or several joined: rotate+awq+gptq.",
             ),
             click.option(
                 "--calibration",

@@ -51,27 +51,35 @@ class Region:
 
 @dataclass
 class Folds:
-    """Parameters as the checkpoint has them, multiplied along axes: float32 where they are."""
+    """Parameters as the checkpoint has them, with changes: float32 where there are any."""
 
     read: Callable[[str], torch.Tensor]
-    _changes: dict[str, list[tuple[Place, torch.Tensor]]] = field(default_factory=dict)
+    _changes: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = field(default_factory=dict)
 
     def __call__(self, name: str) -> torch.Tensor:
         tensor = self.read(name)
-        for place, factors in self._changes.get(name, ()):
-            shape = [1] * tensor.ndim
-            shape[place.axis] = -1
-            tensor = (tensor.float() + place.offset) * factors.reshape(shape) - place.offset
+        for change in self._changes.get(name, ()):
+            tensor = change(tensor.float())
         return tensor
+
+    def change(self, param: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Change a parameter from now on."""
+        self._changes.setdefault(param, []).append(change)
 
     def multiply(self, place: Place, factors: torch.Tensor) -> None:
         """Multiply a parameter by factors [size of its axis] from now on."""
-        self._changes.setdefault(place.param, []).append((place, factors))
+
+        def multiplied(tensor: torch.Tensor) -> torch.Tensor:
+            shape = [1] * tensor.ndim
+            shape[place.axis] = -1
+            return (tensor + place.offset) * factors.reshape(shape) - place.offset
+
+        self.change(place.param, multiplied)
 
 
 def regions(graph: Graph, planned: Mapping[str, object]) -> dict[str, Region]:
     """By the name of x: the regions in which at least one product is `planned` (by its output's name)."""
-    finder = _Finder(graph)
+    finder = Finder(graph)
     found = {}
     for node in graph.nodes:
         region = finder.region(node)
@@ -80,7 +88,7 @@ def regions(graph: Graph, planned: Mapping[str, object]) -> dict[str, Region]:
     return found
 
 
-class _Finder:
+class Finder:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.made, self.users = graph, graph.producers(), graph.users()
         self.static = graph.static_values()
@@ -95,7 +103,7 @@ class _Finder:
         x = node.outputs[0]
         if len(node.outputs) != 1 or x.name in self.static:
             return None
-        weights = self._weights(x)
+        weights = self.weights(x)
         if not weights:
             return None
         absorbed = self._norm(node) or self._rows(x)
@@ -118,8 +126,8 @@ class _Finder:
             isinstance(node.op, View) and node.outputs[0].type.shape[-1] == node.inputs[0].type.shape[-1]
         )
 
-    def _weights(self, x: Value) -> list[tuple[Value, Place]] | None:
-        """The weights that x goes into; None when it goes anywhere else."""
+    def weights(self, x: Value, passing: tuple[type, ...] = ()) -> list[tuple[Value, Place]] | None:
+        """The weights that x goes into, through ops of the kinds `passing` too; None when it goes anywhere else."""
         if x.name in self.outputs:
             return None
         found: list[tuple[Value, Place]] = []
@@ -128,21 +136,21 @@ class _Finder:
                 weight = node.inputs[1]
             elif isinstance(node.op, Experts) and node.inputs[0].name == x.name:
                 weight = node.inputs[3]
-            elif self._keeps_channels(node):
-                more = self._weights(node.outputs[0])
+            elif self._keeps_channels(node) or isinstance(node.op, passing):
+                more = self.weights(node.outputs[0], passing)
                 if more is None:
                     return None
                 found += more
                 continue
             else:
                 return None
-            place = self._place(weight, len(weight.type.shape) - 1)
+            place = self.place(weight, len(weight.type.shape) - 1)
             if place is None:
                 return None
             found.append((weight, place))
         return found
 
-    def _place(self, value: Value, axis: int) -> Place | None:
+    def place(self, value: Value, axis: int) -> Place | None:
         """The parameter's axis that is this axis of a static value; None for anything but a parameter that is turned or cast,
         and for one that is used elsewhere too."""
         while value.name in self.made:
@@ -161,26 +169,26 @@ class _Finder:
     def _norm(self, node: Node) -> tuple[tuple[Place, ...], torch.Tensor, str] | None:
         if not isinstance(node.op, RmsNorm | LayerNorm) or len(node.inputs) < 2:
             return None
-        places = [self._norm_weight(v) for v in node.inputs[1:]]
+        places = [self.norm_weight(v) for v in node.inputs[1:]]
         if None in places:
             return None
         return tuple(p for p in places if p is not None), torch.arange(int(str(node.inputs[0].type.shape[-1]))), ""
 
-    def _norm_weight(self, value: Value) -> Place | None:
+    def norm_weight(self, value: Value) -> Place | None:
         node = self.made.get(value.name)
         while node is not None and isinstance(node.op, Cast):
             value = node.inputs[0]
             node = self.made.get(value.name)
         if node is None or not isinstance(node.op, Pointwise) or node.op.fn != "add":
-            return self._place(value, 0)
+            return self.place(value, 0)
         for one, other in (node.inputs, node.inputs[::-1]):
-            number = self._number(other)
-            place = self._place(one, 0)
+            number = self.number(other)
+            place = self.place(one, 0)
             if number is not None and place is not None:
                 return Place(place.param, place.axis, number)
         return None
 
-    def _number(self, value: Value) -> float | None:
+    def number(self, value: Value) -> float | None:
         """The value of a constant of one element."""
         node = self.made.get(value.name)
         while node is not None and isinstance(node.op, Cast | View):
@@ -231,13 +239,13 @@ class _Finder:
 
     def _linear_rows(self, node: Node, rows: torch.Tensor) -> tuple[tuple[Place, ...], torch.Tensor, str] | None:
         weight = node.inputs[1]
-        place = self._place(weight, len(weight.type.shape) - 2)
+        place = self.place(weight, len(weight.type.shape) - 2)
         assert isinstance(node.op, Linear)
         if place is None or node.op != Linear(bias=node.op.bias):
             return None
         places = [place]
         if node.op.bias:
-            bias = self._place(node.inputs[2], 0)
+            bias = self.place(node.inputs[2], 0)
             if bias is None:
                 return None
             places.append(bias)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 SCALINGS: dict[str, type[Scaling]] = {"awq": Awq, "smoothquant": SmoothQuant}
 ROUNDINGS: dict[str, type[Rounding]] = {"rtn": Clipped, "gptq": Gptq}
-NAMES = (*ROUNDINGS, *SCALINGS)
+ROTATION = "rotate"
+NAMES = (*ROUNDINGS, *SCALINGS, ROTATION)
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Algorithm:
 
     scaling: Scaling | None
     rounding: Rounding
+    rotates: bool = False
 
 
 def parse_algorithm(name: str) -> Algorithm | None:
-    """`rtn` (None: nothing to calibrate), `gptq`, `awq`, `smoothquant`, or one of the latter with a rounding: `awq+gptq`.
+    """`rtn` (None: nothing to calibrate), `gptq`, `awq`, `smoothquant`, `rotate`, or several: `rotate+awq+gptq`.
 
     Raises UsageError naming the nearest valid name.
     """
@@ -37,10 +39,13 @@ def parse_algorithm(name: str) -> Algorithm | None:
         if part not in NAMES:
             raise UsageError(f"algorithm cannot be {name!r}", nearest(part, NAMES))
     scalings, roundings = [p for p in parts if p in SCALINGS], [p for p in parts if p in ROUNDINGS]
-    if len(scalings) > 1 or len(roundings) > 1:
+    if len(scalings) > 1 or len(roundings) > 1 or parts.count(ROTATION) > 1:
         raise UsageError(
-            f"algorithm cannot be {name!r}: it names two of a kind", "join one of awq and smoothquant with one of rtn and gptq"
+            f"algorithm cannot be {name!r}: it names two of a kind",
+            "join rotate, one of awq and smoothquant, and one of rtn and gptq",
         )
     if parts == ["rtn"]:
         return None
-    return Algorithm(SCALINGS[scalings[0]]() if scalings else None, ROUNDINGS[roundings[0] if roundings else "rtn"]())
+    return Algorithm(
+        SCALINGS[scalings[0]]() if scalings else None, ROUNDINGS[roundings[0] if roundings else "rtn"](), ROTATION in parts
+    )

@@ -66,4 +66,4 @@ def test_fixed_steps_of_the_cache_are_kept(tmp_path, kind):
         unrounded = torch.from_numpy(artifact.logits([ids])[0])
     # queries and probabilities are bfloat16 there, and a key near the middle of two codes may go to either
     assert float((got - wanted).abs().max()) < 1e-2 * float(wanted.abs().max())
-    assert float((got - wanted).norm()) < 0.1 * float((got - unrounded).norm())
+    assert float((got - wanted).norm()) < 0.25 * float((got - unrounded).norm())
