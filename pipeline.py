@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import GateFailed, LlmcError, UnsupportedError, UsageError, nearest
+from .version import VERSION
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ class CompileOptions:
     strict: bool = False
     target_size: str = ""
     plot: str = ""
+    work: str = ""
 
 
 @dataclass
@@ -486,6 +488,13 @@ def chosen_codes(
             f"--algorithm {settings.algorithm} has nothing to quantize", "give --quant intN, or a --scheme with integers"
         )
     tokens = _calibration(settings, checkpoint, graph)
+    journal = None
+    if settings.work:
+        from .quant.journal import Journal
+
+        said = [settings.algorithm, checkpoint.sha256, hashlib.sha256(tokens.numpy().tobytes()).hexdigest(), VERSION]
+        said += [f"{name} {scheme}" for name, scheme in plan.items()]
+        journal = Journal(Path(settings.work), hashlib.sha256("\n".join(said).encode()).hexdigest())
     return calibrate(
         graph,
         params,
@@ -493,6 +502,7 @@ def chosen_codes(
         plan,
         algorithm.rounding,
         algorithm.scaling,
+        journal,
         lambda nodes, _: progress.each(nodes, "calibration"),
     )
 
@@ -541,7 +551,9 @@ def _manifest(
     config = checkpoint.config
     parameters = sum(p.numel() for p in captured.model.parameters())
     recipe = {
-        k: v for k, v in asdict(settings).items() if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot")
+        k: v
+        for k, v in asdict(settings).items()
+        if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work")
     }
     if settings.algorithm != "rtn":
         from .quant.calibration_text import calibration_text
@@ -558,7 +570,6 @@ def _manifest(
 
     from . import __name__ as package
     from .runtime.artifact import SCHEMA
-    from .version import VERSION
 
     assert package
     (logits,) = graph.outputs

@@ -13,7 +13,7 @@ from ..runtime.sizes import show_size
 from .main import emit
 from .options import as_json, compiling, debug
 
-PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning")
+PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning", "work")
 LATER = {
     "gpu_layers": "--gpu-layers needs a GPU target",
     "tuning": "--tuning tables",
@@ -147,6 +147,7 @@ SCHEMA = {
                 "calibration",
                 "plot",
                 "tuning",
+                "work",
             ),
             _TEXT,
         ),

@@ -75,6 +75,12 @@ def compiling(command: F) -> F:
                 help="Text for gptq, awq, smoothquant and --quant auto: a text file or .jsonl (default: a text of llmc's own).",
             ),
             click.option(
+                "--work",
+                default="",
+                metavar="DIR",
+                help="Keep a calibration's state in DIR: one that was killed goes on from there.",
+            ),
+            click.option(
                 "--dtype",
                 default="auto",
                 show_default=True,

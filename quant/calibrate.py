@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -20,12 +21,15 @@ from ..compiler.ir.ops.linear import Linear
 from ..compiler.ir.ops.pointwise import Pointwise
 from ..compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
 from .algorithms.rtn import Codes, stored_scale
-from .folding import Folds, Region, regions
+from .folding import Folds, Place, Region, regions
+from .journal import Journal, State
 from .scheme import Scheme
 
 CHUNK = 8192  # tokens whose products are summed at a time
 FEW_TOKENS = 64
 COMPENSATION_DAMPING = 0.05
+FEW_LIVE = 6  # values that are alive between two layers, at most
+SAVE_EVERY = 20.0  # seconds
 
 
 class Rounding(Protocol):
@@ -77,13 +81,14 @@ def calibrate(
     plan: dict[str, Scheme],
     rounding: Rounding,
     scaling: Scaling | None = None,
+    journal: Journal | None = None,
     progress: Callable[[Iterable[Node], int], Iterable[Node]] = lambda nodes, count: nodes,
 ) -> Calibrated:
     """Choose codes for the weights of the nodes that `plan` names (by their output), on windows `tokens` [S, T] of text.
 
-    Weights that appear several times are chosen once. Values are float32; products may round their factors to bfloat16.
+    Weights that appear several times are chosen once. A `journal` keeps the state, and gives it back. Values are float32; products may round their factors to bfloat16.
     """
-    return _Run(graph, params, tokens, plan, rounding, scaling).run(progress)
+    return _Run(graph, params, tokens, plan, rounding, scaling, journal).run(progress)
 
 
 class _Run:
@@ -95,7 +100,11 @@ class _Run:
         plan: dict[str, Scheme],
         rounding: Rounding,
         scaling: Scaling | None,
+        journal: Journal | None,
     ) -> None:
+        self._journal = journal
+        self._factors: list[tuple[Place, torch.Tensor]] = []
+        self._saved: set[str] = set()
         self._graph, self._plan, self._rounding, self._scaling = graph, plan, rounding, scaling
         self._params = Folds(params)
         self._types = {p.name[1:]: TORCH_DTYPE[p.type.dtype] for p in graph.params}
@@ -126,22 +135,64 @@ class _Run:
             for value in node.inputs:
                 left[value.name] = left.get(value.name, 0) + 1
         _keep_freed_memory()
+        numbers = {n.inputs[at].name: i for i, n in enumerate(nodes) for at in range(len(n.inputs))}
+        start = self._resume(nodes, left)
+        last_save = time.monotonic()
         with torch.no_grad():
-            for node in progress(nodes, len(nodes)):
+            for place, node in enumerate(progress(nodes, len(nodes))):
+                if place < start:
+                    continue
+                if self._journal is not None and len(self._env) <= FEW_LIVE and time.monotonic() - last_save > SAVE_EVERY:
+                    self._save(place, numbers)
+                    last_save = time.monotonic()
                 outputs = self._node(node)
                 with _bfloat16_products():
                     clean = node.op.reference(self._context, *[self._value(v, self._clean) for v in node.inputs])
-                for value in node.inputs:
-                    left[value.name] -= 1
-                    if left[value.name] == 0:
-                        for held in (self._env, self._clean, self._moments, self._drift):
-                            held.pop(value.name, None)
+                self._release(node, left)
                 for value, tensor, original in zip(node.outputs, outputs, clean, strict=True):
                     if left.get(value.name):
                         self._env[value.name], self._clean[value.name] = tensor, original
                 if node.outputs[0].name in self._regions:
                     self._rescale(self._regions[node.outputs[0].name])
         return self.found
+
+    def _release(self, node: Node, left: dict[str, int]) -> None:
+        """Forget the values that no later node reads."""
+        for value in node.inputs:
+            left[value.name] -= 1
+            if left[value.name] == 0:
+                for held in (self._env, self._clean, self._moments, self._drift):
+                    held.pop(value.name, None)
+
+    def _resume(self, nodes: list[Node], left: dict[str, int]) -> int:
+        """Take up the journal's state; the number of nodes that are done."""
+        state = self._journal.load() if self._journal is not None else None
+        if state is None:
+            return 0
+        self._env, self._clean, self._moments = (state.values[kind] for kind in ("env", "clean", "moments"))
+        for node in nodes[: state.done]:
+            self._release(node, left)
+        self.found.codes.update(state.codes)
+        self._saved.update(state.codes)
+        for node in nodes:
+            scheme = self._plan.get(node.outputs[0].name)
+            if scheme is not None:
+                self.found.schemes.update({v.name: scheme for v in node.inputs if v.name in state.codes})
+        for param, axis, offset, factors in state.factors:
+            self._fold(Place(param, axis, offset), factors)
+        return state.done
+
+    def _save(self, done: int, numbers: dict[str, int]) -> None:
+        assert self._journal is not None
+        fresh = {n: c for n, c in self.found.codes.items() if n not in self._saved}
+        factors = [(p.param, p.axis, p.offset, f) for p, f in self._factors]
+        values = {"env": self._env, "clean": self._clean, "moments": self._moments}
+        self._journal.save(State(done, values, fresh, factors), numbers)
+        self._saved.update(fresh)
+
+    def _fold(self, place: Place, factors: torch.Tensor) -> None:
+        self._factors.append((place, factors))
+        self._params.multiply(place, factors)
 
     def _rescale(self, region: Region) -> None:
         """Divide a value by factors that its weights are multiplied by, and have what made it absorb them."""
@@ -163,12 +214,13 @@ class _Run:
             factors = by_row[region.rows]
         for place in region.absorbers:
             size = self._params(place.param).shape[place.axis]
-            self._params.multiply(place, 1 / torch.nn.functional.pad(by_row, (0, size - by_row.numel()), value=1.0))
+            self._fold(place, 1 / torch.nn.functional.pad(by_row, (0, size - by_row.numel()), value=1.0))
         for _, place in region.weights:
-            self._params.multiply(place, factors)
+            self._fold(place, factors)
         if coded is not None:
             scheme = self.found.schemes[region.coded]
             scale = torch.nn.functional.pad(by_row, (0, coded[0].scales.shape[0] - by_row.numel()), value=1.0)[:, None]
+            self._saved.discard(region.coded)
             self.found.codes[region.coded] = [replace(c, scales=stored_scale(c.scales / scale, scheme)) for c in coded]
         self._env[name], self._clean[name] = x / factors, self._clean[name] / factors
         self._moments[name] = moments / torch.outer(factors, factors)

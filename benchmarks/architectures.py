@@ -1,0 +1,150 @@
+"""Tiny configurations of every decoder that transformers knows: what a sweep compiles and compares.
+
+`CONFIGS` has those that need fields of their own, `KEY@variant` for another configuration of one type. All other causal types
+are tried with COMMON alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+NAMED_OTHERWISE = (
+    "intermediate_size",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+OLD_NAMES = ("gpt2", "gptj", "bloom", "mpt", "dbrx", "gpt_bigcode", "codegen", "gpt_neo", "xglm")
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    'llama': {'head_dim': 16},
+    'llama@llama3': {'head_dim': 16, 'rope_parameters': {'rope_theta': 10000.0, 'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 64}},
+    'llama@yarn': {'head_dim': 16, 'rope_parameters': {'rope_theta': 10000.0, 'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 64}},
+    'llama@linear': {'head_dim': 16, 'rope_parameters': {'rope_theta': 10000.0, 'rope_type': 'linear', 'factor': 4.0}},
+    'llama@dynamic': {'head_dim': 16, 'rope_parameters': {'rope_theta': 10000.0, 'rope_type': 'dynamic', 'factor': 4.0}},
+    'mistral': {'head_dim': 16, 'sliding_window': 8},
+    'qwen2': {'use_sliding_window': True, 'sliding_window': 8, 'max_window_layers': 1},
+    'qwen3': {'head_dim': 16},
+    'gemma': {'head_dim': 16},
+    'gemma2': {'head_dim': 16, 'sliding_window': 8, 'query_pre_attn_scalar': 32, 'layer_types': ['sliding_attention', 'full_attention']},
+    'gemma3_text': {'head_dim': 16, 'sliding_window': 8, 'query_pre_attn_scalar': 32, 'layer_types': ['sliding_attention', 'full_attention']},
+    'gemma3n_text': {'head_dim': 16, 'num_hidden_layers': 4, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention'], 'num_kv_shared_layers': 2, 'vocab_size_per_layer_input': 256, 'hidden_size_per_layer_input': 16, 'laurel_rank': 8, 'altup_num_inputs': 2, 'activation_sparsity_pattern': [0.5, 0.5, 0.0, 0.0], 'intermediate_size': [96, 96, 96, 96]},
+    'gemma4_text': {'head_dim': 16, 'num_hidden_layers': 4, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention']},
+    'phi': {'partial_rotary_factor': 0.5},
+    'phi3': {'sliding_window': None, 'original_max_position_embeddings': 64},
+    'phi3@longrope': {'original_max_position_embeddings': 64, 'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 10000.0, 'short_factor': [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7000000000000002], 'long_factor': [2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7], 'original_max_position_embeddings': 64}},
+    'phimoe': {'num_local_experts': 8, 'num_experts_per_tok': 2},
+    'olmo': {},
+    'olmo2': {},
+    'olmo3': {'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention']},
+    'stablelm': {'partial_rotary_factor': 0.25},
+    'starcoder2': {'sliding_window': 8},
+    'granite': {'embedding_multiplier': 12.0, 'residual_multiplier': 0.22, 'attention_multiplier': 0.0625, 'logits_scaling': 8.0},
+    'granitemoe': {'num_local_experts': 8, 'num_experts_per_tok': 2, 'embedding_multiplier': 12.0, 'residual_multiplier': 0.22, 'attention_multiplier': 0.0625, 'logits_scaling': 8.0},
+    'granitemoeshared': {'num_local_experts': 8, 'num_experts_per_tok': 2, 'shared_intermediate_size': 48},
+    'cohere': {'logit_scale': 0.0625, 'use_qk_norm': True},
+    'cohere2': {'head_dim': 16, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention']},
+    'falcon': {'new_decoder_architecture': True, 'num_kv_heads': 2, 'alibi': False},
+    'falcon@alibi': {'new_decoder_architecture': False, 'multi_query': True, 'alibi': True},
+    'gpt2': {'n_embd': 64, 'n_layer': 2, 'n_head': 4, 'n_positions': 256, 'n_inner': None},
+    'gpt_neox': {'rotary_pct': 0.25},
+    'gptj': {'n_embd': 64, 'n_layer': 2, 'n_head': 4, 'n_positions': 256, 'rotary_dim': 8},
+    'opt': {'ffn_dim': 96, 'word_embed_proj_dim': 64},
+    'bloom': {'n_layer': 2, 'n_head': 4},
+    'mpt': {'d_model': 64, 'n_heads': 4, 'n_layers': 2, 'max_seq_len': 256},
+    'mixtral': {'num_local_experts': 8, 'num_experts_per_tok': 2},
+    'qwen2_moe': {'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'shared_expert_intermediate_size': 48, 'decoder_sparse_step': 1},
+    'qwen3_moe': {'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'head_dim': 16, 'decoder_sparse_step': 1, 'norm_topk_prob': True},
+    'olmoe': {'num_experts': 8, 'num_experts_per_tok': 2},
+    'gpt_oss': {'head_dim': 16, 'num_local_experts': 8, 'num_experts_per_tok': 2, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'], 'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 64, 'beta_fast': 32.0, 'beta_slow': 1.0, 'rope_theta': 10000.0}},
+    'deepseek_v2': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'topk_method': 'group_limited_greedy', 'num_key_value_heads': 4},
+    'deepseek_v3': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4},
+    'deepseek_v32': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4, 'index_topk': 8, 'index_n_heads': 4, 'index_head_dim': 16},
+    'glm': {'head_dim': 16, 'partial_rotary_factor': 0.5},
+    'glm4': {'head_dim': 16, 'partial_rotary_factor': 0.5},
+    'glm4_moe': {'head_dim': 16, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'first_k_dense_replace': 1, 'n_group': 1, 'topk_group': 1, 'use_qk_norm': True},
+    'exaone4': {'head_dim': 16, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention']},
+    'smollm3': {'no_rope_layers': [1, 0]},
+    'nemotron': {'head_dim': 16, 'partial_rotary_factor': 0.5},
+    'helium': {'head_dim': 16},
+    'ernie4_5': {'head_dim': 16},
+    'ernie4_5_moe': {'moe_num_experts': 8, 'moe_k': 2, 'moe_intermediate_size': 48, 'moe_num_shared_experts': 1, 'moe_layer_start_index': 1, 'moe_layer_end_index': 1},
+    'minimax': {'head_dim': 16, 'num_local_experts': 8, 'num_experts_per_tok': 2, 'layer_types': ['linear_attention', 'full_attention'], 'block_size': 16},
+    'minimax@full': {'head_dim': 16, 'num_local_experts': 8, 'num_experts_per_tok': 2, 'layer_types': ['full_attention', 'full_attention'], 'block_size': 16},
+    'minimax_m2': {'head_dim': 16, 'num_local_experts': 8, 'num_experts_per_tok': 2},
+    'llama4_text': {'head_dim': 16, 'intermediate_size_mlp': 96, 'num_local_experts': 4, 'num_experts_per_tok': 1, 'attention_chunk_size': 8, 'no_rope_layers': [1, 0], 'interleave_moe_layer_step': 2, 'layer_types': ['chunked_attention', 'full_attention']},
+    'qwen3_next': {'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'head_dim': 16, 'layer_types': ['linear_attention', 'full_attention'], 'linear_num_value_heads': 4, 'linear_num_key_heads': 2, 'linear_key_head_dim': 16, 'linear_value_head_dim': 16, 'shared_expert_intermediate_size': 48, 'decoder_sparse_step': 1},
+    'qwen3_5_text': {'head_dim': 16, 'layer_types': ['linear_attention', 'full_attention'], 'linear_num_value_heads': 4, 'linear_num_key_heads': 2, 'linear_key_head_dim': 16, 'linear_value_head_dim': 16},
+    'mamba2': {'num_heads': 8, 'head_dim': 16, 'state_size': 16, 'n_groups': 2, 'expand': 2, 'chunk_size': 16},
+    'bamba': {'mamba_n_heads': 8, 'mamba_d_head': 16, 'mamba_d_state': 16, 'mamba_n_groups': 2, 'mamba_expand': 2, 'mamba_chunk_size': 16, 'attn_layer_indices': [1]},
+    'jamba': {'num_experts': 4, 'num_experts_per_tok': 2, 'attn_layer_period': 2, 'attn_layer_offset': 1, 'expert_layer_period': 2, 'expert_layer_offset': 1, 'mamba_d_state': 8, 'mamba_dt_rank': 8, 'use_mamba_kernels': False},
+    'zamba2': {'num_mem_blocks': 1, 'mamba_ngroups': 2, 'n_mamba_heads': 8, 'mamba_d_state': 16, 'chunk_size': 16, 'num_hidden_layers': 4, 'layers_block_type': ['mamba', 'hybrid', 'mamba', 'hybrid']},
+    'nemotron_h': {'head_dim': 16, 'hybrid_override_pattern': 'M*-', 'num_hidden_layers': 3, 'mamba_num_heads': 8, 'mamba_head_dim': 16, 'ssm_state_size': 16, 'n_groups': 2, 'chunk_size': 16},
+    'falcon_h1': {'head_dim': 16, 'mamba_d_ssm': 128, 'mamba_n_heads': 8, 'mamba_d_head': 16, 'mamba_d_state': 16, 'mamba_n_groups': 2, 'mamba_chunk_size': 16},
+    'granitemoehybrid': {'num_local_experts': 8, 'num_experts_per_tok': 2, 'shared_intermediate_size': 48, 'layer_types': ['mamba', 'attention'], 'mamba_n_heads': 8, 'mamba_d_head': 16, 'mamba_d_state': 16, 'mamba_n_groups': 2, 'mamba_expand': 2, 'mamba_chunk_size': 16},
+    'lfm2': {'layer_types': ['conv', 'full_attention'], 'block_auto_adjust_ff_dim': False},
+    'hunyuan_v1_dense': {'head_dim': 16},
+    'hunyuan_v1_moe': {'head_dim': 16, 'num_experts': 8, 'moe_topk': 2, 'moe_intermediate_size': 48, 'num_shared_expert': 1},
+    'seed_oss': {'head_dim': 16},
+    'apertus': {},
+    'arcee': {},
+    'dots1': {'head_dim': 16, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'first_k_dense_replace': 1, 'n_group': 1, 'topk_group': 1},
+    'bitnet': {},
+    'persimmon': {},
+    'gpt_bigcode': {'n_embd': 64, 'n_layer': 2, 'n_head': 4, 'n_positions': 256, 'multi_query': True},
+    'dbrx': {'d_model': 64, 'n_heads': 4, 'n_layers': 2, 'max_seq_len': 256, 'ffn_config': {'hidden_size': 64, 'ffn_hidden_size': 48, 'moe_num_experts': 4, 'moe_top_k': 2}, 'attn_config': {'kv_n_heads': 2, 'clip_qkv': 8, 'rope_theta': 10000.0}},
+    'longcat_flash': {'num_layers': 2, 'ffn_hidden_size': 96, 'expert_ffn_hidden_size': 48, 'n_routed_experts': 8, 'zero_expert_num': 2, 'moe_topk': 2, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'num_key_value_heads': 4, 'head_dim': 8},
+    'kimi_linear': {'layer_types': ['linear_attention', 'full_attention'], 'kv_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 16, 'num_key_value_heads': 4},
+    'mimo_v2_flash': {},
+    'doge': {'num_experts': 16, 'is_moe': False},
+    'vaultgemma': {'head_dim': 16, 'sliding_window': 8, 'query_pre_attn_scalar': 32, 'layer_types': ['sliding_attention', 'full_attention']},
+    'ministral': {'head_dim': 16, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention']},
+    'ministral3': {'head_dim': 16},
+    'afmoe': {'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'head_dim': 16, 'num_dense_layers': 1, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'], 'num_shared_experts': 1},
+    'nanochat': {},
+    'flex_olmo': {'num_experts': 8, 'num_experts_per_tok': 2},
+    'recurrent_gemma': {'lru_width': 64, 'attention_window_size': 8, 'block_types': ['recurrent', 'attention']},
+    'jais2': {'head_dim': 16},
+    'youtu': {'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'num_key_value_heads': 4},
+    'codegen': {'n_embd': 64, 'n_layer': 2, 'n_head': 4, 'n_positions': 256, 'rotary_dim': 8},
+    'xglm': {'d_model': 64, 'num_layers': 2, 'attention_heads': 4, 'ffn_dim': 96},
+    'biogpt': {},
+    'diffllama': {},
+    'mamba': {'state_size': 8, 'expand': 2, 'time_step_rank': 8},
+    'lfm2_moe': {'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'layer_types': ['conv', 'full_attention'], 'num_dense_layers': 1},
+    'solar_open': {'head_dim': 16, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'first_k_dense_replace': 1, 'n_group': 1, 'topk_group': 1},
+    'gpt_neo': {'hidden_size': 64, 'num_layers': 2, 'num_heads': 4, 'attention_types': [[['global', 'local'], 1]], 'window_size': 8},
+}  # fmt: skip
+
+
+def causal_types() -> list[str]:
+    """Every model type that AutoModelForCausalLM builds."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def keys() -> list[str]:
+    """Every configuration: those with fields of their own, then the remaining types."""
+    own = {key.partition("@")[0] for key in CONFIGS}
+    return [*CONFIGS, *(kind for kind in causal_types() if kind not in own)]
+
+
+def make_config(key: str, **changes: Any) -> Any:
+    """The configuration of a key, with fields changed."""
+    from transformers import AutoConfig
+
+    kind = key.partition("@")[0]
+    own = CONFIGS.get(key, {})
+    fields = {**COMMON, **own, **changes}
+    if kind in OLD_NAMES:
+        fields = {k: v for k, v in fields.items() if k not in NAMED_OTHERWISE or k in own}
+        if kind in ("gpt2", "gptj", "mpt", "dbrx", "gpt_bigcode", "codegen", "xglm"):
+            fields.pop("hidden_size", None)
+    config = AutoConfig.for_model(kind, **fields)
+    return config.get_text_config(decoder=True) if not hasattr(config, "vocab_size") else config
