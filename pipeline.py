@@ -415,6 +415,7 @@ def run_passes(
     from .compiler.ir.verify import verify
     from .passes.order import cpu_passes
     from .passes.quantize import Quantize
+    from .passes.raise_attention import refuse_unserved
 
     graph = imported.graph
     default, rules = schemes(settings)
@@ -428,6 +429,7 @@ def run_passes(
         graph = verify(step.run(graph), step.name)
         if folder is not None:
             (folder / f"{number:02d}-{step.name}.ir").write_text(print_graph(graph))
+    refuse_unserved(graph)
     return graph
 
 

@@ -90,7 +90,11 @@ def _examine(row: Row, folder: Path, bf16: bool) -> None:
     randomize(model)
     model.save_pretrained(folder / "source")
     try:
-        report = llmc.compile(str(folder / "source"), folder / "a.llmc", target="cpu:native")
+        rope = getattr(config, "rope_parameters", None) or {}
+        context = (
+            int(rope.get("original_max_position_embeddings", 0)) if rope.get("rope_type") == "longrope" else 0
+        )  # its short branch
+        report = llmc.compile(str(folder / "source"), folder / "a.llmc", target="cpu:native", context=context)
     except UnsupportedError as error:
         row.status, row.reason = "refused", str(error).splitlines()[0][:300]
         return
@@ -119,7 +123,7 @@ def _examine(row: Row, folder: Path, bf16: bool) -> None:
         original = AutoModelForCausalLM.from_pretrained(folder / "half", attn_implementation="eager", dtype=torch.float32).eval()
         with torch.no_grad():
             wanted = original(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
-        llmc.compile(str(folder / "half"), folder / "b.llmc", target="cpu:native")
+        llmc.compile(str(folder / "half"), folder / "b.llmc", target="cpu:native", context=context)
         with llmc.load(folder / "b.llmc", threads=2) as artifact:
             row.error_bf16 = float(abs(artifact.logits([ids])[0] - wanted).max()) / float(abs(wanted).max())
         if not row.error_bf16 < CLOSE_BF16:

@@ -7,6 +7,7 @@ layer, and the mask a description, never a tensor), and the experts registry. No
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -204,8 +205,10 @@ def _parameters_on_meta() -> Iterator[None]:
         torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
-def build_model(config: PretrainedConfig, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a config, parameters on the meta device, attention and experts opaque."""
+def build_model(
+    config: PretrainedConfig, dtype: str, *, attention: str = IMPLEMENTATION, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model of a config, parameters on the meta device, experts opaque, and so attention unless it is "eager"."""
     from transformers import AutoModelForCausalLM
 
     _register()
@@ -213,7 +216,7 @@ def build_model(config: PretrainedConfig, dtype: str, *, trust_remote_code: bool
         try:
             model = AutoModelForCausalLM.from_config(
                 config,
-                attn_implementation=IMPLEMENTATION,
+                attn_implementation=attention,
                 experts_implementation=IMPLEMENTATION,
                 dtype=TORCH_DTYPE[dtype],
                 trust_remote_code=trust_remote_code,
@@ -277,9 +280,22 @@ class _Step(torch.nn.Module):
 
 
 def capture(config: PretrainedConfig, dtype: str, context: int, *, trust_remote_code: bool = False) -> Captured:
-    """Export the model of a config in the deployment dtype. Raises UnsupportedError with the reason when it cannot be."""
-    config._attn_implementation = IMPLEMENTATION
-    model = build_model(config, dtype, trust_remote_code=trust_remote_code)
+    """Export the model of a config in the deployment dtype. Raises UnsupportedError with the reason when it cannot be.
+
+    A model that does not use transformers' attention interface is captured with its attention written out: a pass recognises it.
+    """
+    try:
+        return _capture(config, dtype, context, IMPLEMENTATION, trust_remote_code)
+    except UnsupportedError as error:
+        try:
+            return _capture(copy.deepcopy(config), dtype, context, "eager", trust_remote_code)
+        except (UnsupportedError, AssertionError) as second:
+            raise error from second
+
+
+def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str, trust_remote_code: bool) -> Captured:
+    config._attn_implementation = attention
+    model = build_model(config, dtype, attention=attention, trust_remote_code=trust_remote_code)
     notes = freeze_dynamic_rope(model, context)
     persistent = set(model.state_dict())
     buffers = {n: b.detach().clone() for n, b in model.named_buffers() if n not in persistent}
@@ -294,10 +310,34 @@ def capture(config: PretrainedConfig, dtype: str, context: int, *, trust_remote_
     return Captured(program.run_decompositions({}), model, buffers, dict(_recorder.gates), notes)
 
 
+@contextlib.contextmanager
+def _scalars_kept() -> Iterator[None]:
+    """Trace torch.tensor(number) as a fill: as a constant of the meta device it would lose its value. And do not look for packed
+    sequences in the positions: the tokens of a step belong to sequences that the runtime knows."""
+    from transformers import masking_utils
+
+    original, packed = torch.tensor, masking_utils.find_packed_sequence_indices
+
+    def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        lost = torch.device(kwargs.get("device") or "cpu").type == "meta"
+        if lost and isinstance(data, bool | int | float) and not args:
+            dtype = kwargs.get("dtype") or (
+                torch.bool if isinstance(data, bool) else torch.int64 if isinstance(data, int) else torch.get_default_dtype()
+            )
+            return torch.full((), data, dtype=dtype, device=kwargs.get("device"))
+        return original(data, *args, **kwargs)
+
+    torch.tensor, masking_utils.find_packed_sequence_indices = tensor, lambda position_ids: None
+    try:
+        yield
+    finally:
+        torch.tensor, masking_utils.find_packed_sequence_indices = original, packed
+
+
 def _export(step: _Step, args: tuple[torch.Tensor, ...]) -> ExportedProgram:
     """Named T first: a guard that does not hold for every T is refused; then automatic dimensions with deferred checks."""
     tokens, rows = torch.export.Dim("T", min=2), torch.export.Dim("R", min=2)
-    with torch.no_grad():
+    with torch.no_grad(), _scalars_kept():
         try:
             return torch.export.export(step, args, dynamic_shapes=({1: tokens}, {1: tokens}, {0: rows}), strict=False)
         except UnsupportedError:

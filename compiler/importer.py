@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 
 from ..errors import UnsupportedError
@@ -109,11 +110,23 @@ class _Importer:
         expr = size.node.expr
         if expr.is_Integer:
             return int(expr)
-        coefficient, rest = expr.as_coeff_Mul()
+        coefficient, rest = self.simplified(expr).as_coeff_Mul()
+        if rest.is_Integer:
+            return int(coefficient * rest)
         name = self.symbols.get(str(rest))
         if name is None or not coefficient.is_Integer:
             raise UnsupportedError(f"a dimension of size {expr} is not a multiple of T or R{self.place()}")
         return Sym(name, int(coefficient))
+
+    def simplified(self, expr: Any) -> Any:
+        """The same without maxima and minima that only one token would need: T and R are at least 2."""
+        symbols = sorted(expr.free_symbols, key=str)
+        if len(symbols) != 1:
+            return expr
+        (symbol,) = symbols
+        at = [expr.xreplace({symbol: sympy.Integer(n)}).doit() for n in (2, 3, 100)]
+        line = at[0] + (at[1] - at[0]) * (symbol - 2)
+        return sympy.expand(line) if line.xreplace({symbol: sympy.Integer(100)}) == at[2] else expr
 
     def type_of(self, value: torch.Tensor) -> TensorType:
         if value.dtype not in IR_DTYPE:
@@ -334,6 +347,10 @@ def _slice(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str
         raise UnsupportedError(f"a slice of the token dimension is not batch invariant{im.place()}")
     start = args[2] if len(args) > 2 and args[2] is not None else 0
     stop = args[3] if len(args) > 3 and args[3] is not None else size
+    if not (isinstance(start, int) and isinstance(stop, int)):  # the first T of something that was made for the longest sequence
+        if start != 0 or not isinstance(out.shape[dim], Sym) or (len(args) > 4 and args[4] != 1):
+            raise UnsupportedError(f"a slice from {start} to {stop} of {size} is not supported{im.place()}")
+        return im.emit(IndexSelect(dim), x, im.emit(Iota(str(TensorType("i64", (out.shape[dim],))), 0, 1)))
     clip = lambda i: max(0, min(size, i + size if i < 0 else i))  # noqa: E731
     return im.emit(Slice(dim, clip(start), max(clip(start), clip(stop)), args[4] if len(args) > 4 else 1), x)
 
@@ -541,10 +558,6 @@ def _arange(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
     if len(args) == 3:
         step = args[2]
     out = _out(im, node)
-    if not isinstance(out.shape[0], int):
-        raise UnsupportedError(
-            f"the model numbers the tokens of a batch itself{im.place()}", "it needs position_ids to be compiled"
-        )
     return im.emit(Iota(str(out), start, step))
 
 
@@ -567,6 +580,18 @@ def _matmul(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
     if len(a.type.shape) < 2 or len(b.type.shape) < 2:
         raise UnsupportedError(f"a product of {a.type} and {b.type}{im.place()}")
     return im.emit(Matmul(), a, b)
+
+
+def _baddbmm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """beta·added + alpha·(a × b)."""
+    added, a, b = args[:3]
+    kind = _out(im, node).dtype
+    out = im.emit(Matmul(), a, b)
+    for factor, target in ((kwargs.get("alpha", 1), "out"), (kwargs.get("beta", 1), "added")):
+        if factor != 1:
+            scaled = im.emit(Pointwise("mul", kind), out if target == "out" else added, im.scalar(float(factor), kind))
+            out, added = (scaled, added) if target == "out" else (out, scaled)
+    return im.emit(Pointwise("add", kind), out, added)
 
 
 def _layer_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
@@ -661,7 +686,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.zeros": _full(0.0), "aten.zeros_like": _full(0.0), "aten.ones": _full(1.0), "aten.ones_like": _full(1.0), "aten.full": _full(None), "aten.full_like": _full(None),
     "aten.new_zeros": _full(0.0), "aten.new_ones": _full(1.0), "aten.new_full": _full(None, 2), "aten.scalar_tensor": _full(None, 0), "aten.empty": _full(0.0), "aten.empty_like": _full(0.0), "aten.new_empty": _full(0.0),
     "aten.empty_permuted": _full(0.0), "aten.arange": _arange,
-    "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul,
+    "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _baddbmm,
     "aten.layer_norm": _layer_norm, "aten.rms_norm": _rms_norm, "aten._fused_rms_norm": lambda im, n, a, k: (_rms_norm(im, n, a, k),),
     "llmc.attention": _attention, "llmc.experts": _experts,
 }  # fmt: skip

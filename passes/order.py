@@ -14,6 +14,7 @@ from .merge_linears import MergeLinears
 from .pass_ import Pass
 from .quantize import Quantize
 from .raise_activation import RaiseActivation
+from .raise_attention import RaiseAttention
 from .raise_norm import RaiseNorm
 from .raise_rope import RaiseRope
 from .simplify import Simplify
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
 
 def raising_passes(buffers: Mapping[str, torch.Tensor]) -> list[Pass]:
     """What the model wrote out, as ops that say what they are."""
-    return [Widen(), Simplify(), RaiseNorm(buffers), RaiseActivation(buffers), RaiseRope(buffers), Simplify()]
+    return [
+        Widen(),
+        Simplify(),
+        RaiseAttention(buffers),
+        RaiseNorm(buffers),
+        RaiseActivation(buffers),
+        RaiseRope(buffers),
+        Simplify(),
+    ]
 
 
 def cpu_passes(buffers: Mapping[str, torch.Tensor], quantize: Quantize | None = None) -> list[Pass]:

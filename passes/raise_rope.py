@@ -193,22 +193,34 @@ def _token_axis(value: Value) -> int | None:
 
 
 def identify(probe: Probe, y: Value, x: Value) -> Rotation | None:
-    """Read M(position) from its action on basis vectors; None when it is not a rotation of pairs linear in position."""
+    """Read M(position) from its action on basis vectors; None when it is not a rotation of pairs linear in position.
+
+    A model that looks its angles up in a table has none for the largest positions: then those that it has must do.
+    """
+    for count in range(len(POSITIONS), 7, -1):
+        try:
+            return _identify(probe, y, x, POSITIONS[:count])
+        except (IndexError, RuntimeError):
+            continue
+    return None
+
+
+def _identify(probe: Probe, y: Value, x: Value, chosen: tuple[int, ...]) -> Rotation | None:
     width = x.type.shape[-1]
     tx, ty = _token_axis(x), _token_axis(y)
     if not isinstance(width, int) or tx is None or ty is None or width > 1024:
         return None
-    positions = torch.tensor(POSITIONS)
+    positions = torch.tensor(chosen)
     tokens = positions.repeat_interleave(width)
     shape = list(x.type.concrete({"T": tokens.numel(), "R": 1}))
-    basis = torch.eye(width, dtype=torch.float64).repeat(len(POSITIONS), 1)
+    basis = torch.eye(width, dtype=torch.float64).repeat(len(chosen), 1)
     feed = basis.reshape(
         [tokens.numel() if i == tx else (width if i == len(shape) - 1 else 1) for i in range(len(shape))]
     ).expand(shape)
     answer = probe.evaluate(y, {x: feed.contiguous()}, tokens).movedim(ty, 0).reshape(tokens.numel(), -1, width)
     if not torch.equal(answer, answer[:, :1].expand_as(answer)):
         return None
-    matrices = answer[:, 0].reshape(len(POSITIONS), width, width).transpose(1, 2)
+    matrices = answer[:, 0].reshape(len(chosen), width, width).transpose(1, 2)
     if not _linear(probe, y, x, tx, ty, positions, matrices):
         return None
     return _decompose(matrices, positions.double())

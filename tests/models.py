@@ -40,6 +40,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "granite": {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625, "logits_scaling": 8.0},
     "starcoder2": {"sliding_window": 8},
     "cohere2": {**HEAD16, **ALTERNATE},
+    "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 8},
+    "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": 64},
+    "gpt_neo": {
+        "num_layers": 2,
+        "num_heads": 4,
+        "hidden_size": 64,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 8,
+    },
     "mixtral": EXPERTS,
     "qwen3_moe": {
         **HEAD16,
@@ -73,8 +82,8 @@ def make_config(key: str, **changes: Any) -> Any:
 
     kind = key.partition("@")[0]
     fields = {**COMMON, **MODELS[key], **changes}
-    if kind == "gpt2":
-        fields = {k: v for k, v in fields.items() if k not in _NAMED_OTHERWISE}
+    if kind in ("gpt2", "gptj", "bloom", "gpt_neo"):
+        fields = {k: v for k, v in fields.items() if k not in _NAMED_OTHERWISE or k in MODELS[key]}
     return AutoConfig.for_model(kind, **fields)
 
 

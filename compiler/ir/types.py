@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ DTYPE_BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16
 
 @dataclass(frozen=True, slots=True)
 class Sym:
-    """A named dimension times an integer: `T` (tokens of a step), `R` (logit rows), `4*T`."""
+    """A named dimension times an integer: `T` (tokens of a step), `R` (logit rows), `4*T`; of pairs of tokens `T*T`."""
 
     name: str
     scale: int = 1
@@ -31,7 +32,7 @@ def parse_dim(text: str) -> Dim:
     """Parse `576`, `T` or `4*T`; raises VerifyError on anything else."""
     if re.fullmatch(r"\d+", text):
         return int(text)
-    match = re.fullmatch(r"(?:(\d+)\*)?([A-Za-z]\w*)", text)
+    match = re.fullmatch(r"(?:(\d+)\*)?([A-Za-z]\w*(?:\*[A-Za-z]\w*)*)", text)
     if match is None:
         raise VerifyError(f"not a dimension: {text!r}")
     return Sym(match[2], int(match[1] or 1))
@@ -67,7 +68,7 @@ class TensorType:
 
     def concrete(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """The shape with every symbol replaced, e.g. by {'T': 5, 'R': 1}."""
-        return tuple(d if isinstance(d, int) else d.scale * sizes[d.name] for d in self.shape)
+        return tuple(d if isinstance(d, int) else d.scale * math.prod(sizes[n] for n in d.name.split("*")) for d in self.shape)
 
     @staticmethod
     def parse(text: str) -> TensorType:
@@ -79,16 +80,12 @@ class TensorType:
 
 
 def product(shape: tuple[Dim, ...]) -> Dim:
-    """Number of elements; at most one symbol may occur. Raises VerifyError otherwise."""
-    count, symbol = 1, None
+    """Number of elements."""
+    count, symbols = 1, []
     for dim in shape:
-        if isinstance(dim, int):
-            count *= dim
-        elif symbol is None:
-            symbol, count = dim.name, count * dim.scale
-        else:
-            raise VerifyError(f"shape {shape} has more than one symbolic dimension")
-    return count if symbol is None else Sym(symbol, count)
+        count *= dim if isinstance(dim, int) else dim.scale
+        symbols += dim.name.split("*") if isinstance(dim, Sym) else []
+    return Sym("*".join(sorted(symbols)), count) if symbols else count
 
 
 def broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:

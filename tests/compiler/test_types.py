@@ -73,6 +73,7 @@ def test_products_agree_with_concrete_sizes(dims, at, scale, t):
     assert isinstance(size, Sym) and size.scale * t == np.prod(TensorType("f32", shape).concrete({"T": t}))
 
 
-def test_two_symbols_have_no_product():
-    with pytest.raises(VerifyError):
-        product((Sym("T"), Sym("R")))
+def test_products_of_several_symbols():
+    assert product((Sym("T"), 4, Sym("R", 2))) == Sym("R*T", 8) == product((Sym("R"), Sym("T", 8)))
+    assert TensorType("f32", (product((Sym("T"), Sym("T"))),)).concrete({"T": 5}) == (25,)
+    assert TensorType.parse("f32[4*T*T]") == TensorType("f32", (Sym("T*T", 4),))

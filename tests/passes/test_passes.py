@@ -9,6 +9,7 @@ import pytest
 import torch
 from llmc.compiler.ir.reference import Context, run
 from llmc.compiler.ir.text import parse_graph, print_graph
+from llmc.compiler.ir.types import Sym
 from llmc.compiler.ir.verify import verify
 from llmc.errors import UsageError
 from llmc.passes.order import cpu_passes
@@ -25,6 +26,16 @@ def values(graph, params, tokens, positions, sequences):
         return run(graph, params, tokens, context)[0]
 
 
+def apart(graph, params, tokens, positions, sequences):
+    """The same, each sequence alone."""
+    parts = [sequences == s for s in sequences.unique()]
+    return torch.cat([values(graph, params, tokens[p], positions[p], sequences[p]) for p in parts], 1)
+
+
+def written_out(graph):
+    return any(o.type.shape.count(Sym("T")) > 1 for n in graph.nodes for o in n.outputs)
+
+
 def parameters(opened, captured, imported):
     bound = opened.bind(captured.model)
     return lambda name: imported.buffers[name] if name in imported.buffers else bound(name)
@@ -39,7 +50,7 @@ def test_every_pass_preserves_values(key, front_end, random):
     positions = torch.cat([torch.arange(21), torch.arange(9)])
     sequences = torch.cat([torch.zeros(21, dtype=torch.int64), torch.ones(9, dtype=torch.int64)])
     graph = imported.graph
-    expected = values(graph, params, tokens, positions, sequences)
+    expected = apart(graph, params, tokens, positions, sequences)
     bound = 1e-6 * max(
         1.0, float(expected.abs().max())
     )  # rope frequencies and attention's table are stored in float32: 2⁻²⁴ · 30 positions
@@ -47,7 +58,8 @@ def test_every_pass_preserves_values(key, front_end, random):
     for step in cpu_passes(imported.buffers):
         graph = verify(step.run(graph), step.name)
         for again in (graph, verify(step.run(graph), f"{step.name} twice")):
-            error = float((values(again, params, tokens, positions, sequences) - expected).abs().max())
+            way = apart if written_out(again) else values  # attention that is not recognised yet knows of one sequence alone
+            error = float((way(again, params, tokens, positions, sequences) - expected).abs().max())
             assert error <= bound, f"after {step.name}: {error:.3g}"
         seen.add(step.name)
     assert seen == set(catalog()), "a pass is not in the pipeline: test it here on its own"
@@ -63,14 +75,14 @@ def test_every_model_raises_to_the_ops_that_kernels_have(key, front_end):
     names = [n.op.name for n in graph.nodes]
     assert names.count("fused_attention") == 2 and "attention" not in names and "rope" not in names
     assert not any(getattr(n.op, "fn", "") == "rsqrt" for n in graph.nodes if n.outputs[0].name not in graph.static_values())
-    assert all(n.op.rope for n in graph.find("fused_attention")) == (key not in ("gpt2", "cohere2"))
+    assert all(n.op.rope for n in graph.find("fused_attention")) == (key not in ("gpt2", "cohere2", "bloom", "gpt_neo"))
 
 
 def golden(name):
-    """(graph before, graph after) the pass at its first place in the pipeline; llama, or gpt2 for what a llama does not write out."""
+    """(graph before, graph after) the pass at its first place in the pipeline; llama, or a model that writes out what a llama does not."""
 
     def at(front_end):
-        imported = front_end("gpt2" if name == "raise_activation" else "llama", "bf16")[2]
+        imported = front_end({"raise_activation": "gpt2", "raise_attention": "bloom"}.get(name, "llama"), "bf16")[2]
         graph = imported.graph
         for step in cpu_passes(imported.buffers, Quantize("int4")):
             after = step.run(graph)

@@ -1,0 +1,196 @@
+"""Attention that a model writes out: recognised by what it computes, not by how it is written.
+
+The anchor is a softmax over [T,T]. Its scores must be α·q·k + B, where B depends on positions alone: α is found by evaluating
+the region on random numbers, and B is taken apart into a causal mask, a window, and ALiBi slopes. The whole region is then run
+against the attention op; only where both agree is it replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from ..compiler.ir.graph import Graph, Node, Value
+from ..compiler.ir.ops.attention import Attention
+from ..compiler.ir.ops.cast import Cast
+from ..compiler.ir.ops.cumsum import Cumsum
+from ..compiler.ir.ops.expand import Expand
+from ..compiler.ir.ops.matmul import Matmul
+from ..compiler.ir.ops.permute import Permute
+from ..compiler.ir.ops.pointwise import Pointwise
+from ..compiler.ir.ops.softmax import Softmax
+from ..compiler.ir.ops.view import View
+from ..compiler.ir.rewrite import Rewriter
+from ..compiler.ir.types import Sym, TensorType
+from ..errors import UnsupportedError
+from .equivalence import Probe, close
+from .hoist import hoisted
+from .pass_ import Pass
+
+TOKENS = 24
+MASKED = -1e4  # scores at or below are those of positions that are not seen
+
+
+@dataclass(frozen=True)
+class _Region:
+    """One attention: the products' operands, and what lies between them."""
+
+    softmax: Node
+    query: Value  # [..., T, D]
+    key: Value  # [..., D, T]
+    value: Value  # [..., T, Dv]
+    out: Value
+
+
+@dataclass(frozen=True)
+class RaiseAttention(Pass):
+    """softmax(α·q·kᵀ + B)·v over all pairs of tokens → attention, B causal, windowed, with slopes or without."""
+
+    name: ClassVar[str] = "raise_attention"
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def run(self, graph: Graph) -> Graph:
+        regions = [r for r in (_region(n, graph) for n in graph.find("softmax")) if r is not None]
+        if not regions:
+            return graph
+        graph = hoisted(graph)
+        probe = Probe(graph, self.buffers)
+        caches = 1 + max((n.op.cache for n in graph.nodes if isinstance(n.op, Attention)), default=-1)
+        found: dict[str, tuple[_Region, Attention, list[float]]] = {}
+        for region in regions:
+            identified = _identify(region, probe, caches + len(found))
+            if identified is not None:
+                found[region.out.name] = (region, *identified)
+        rewriter = Rewriter(graph)
+        for node in graph.nodes:
+            if node.outputs[0].name in found:
+                region, op, slopes = found[node.outputs[0].name]
+                rewriter.replace(region.out, _attention(rewriter, node, region, op, slopes))
+            else:
+                rewriter.keep(node)
+        return rewriter.finish()
+
+
+def refuse_unserved(graph: Graph) -> None:
+    """Raise UnsupportedError for what would be wrong when tokens of several sequences share a step: a value for each pair of
+    tokens, a number for each token by its place in the step, or a sum over tokens. Such attention was not recognised."""
+    for node in graph.nodes:
+        tokens = [[d for d in v.type.shape if isinstance(d, Sym) and d.name == "T"] for v in node.outputs]
+        counts = node.op.name == "iota" and tokens[0]
+        sums = isinstance(node.op, Cumsum) and isinstance(node.inputs[0].type.shape[node.op.dim], Sym)
+        if counts or sums or any(len(t) > 1 for t in tokens):
+            what = "relates all tokens of a step to each other" if not counts else "numbers the tokens of a step itself"
+            raise UnsupportedError(
+                f"{node.scope or 'the model'} {what}, in a way that is not recognised as attention ({node.source.splitlines()[0] if node.source else node.op.name})"
+            )
+
+
+def _region(softmax: Node, graph: Graph) -> _Region | None:
+    assert isinstance(softmax.op, Softmax)
+    shape = softmax.outputs[0].type.shape
+    if softmax.op.log or len(shape) < 3 or softmax.op.dim != len(shape) - 1 or not all(isinstance(d, Sym) for d in shape[-2:]):
+        return None
+    made, users, data = graph.producers(), graph.users(), _data(graph)
+    value = softmax.inputs[0]
+    while True:
+        node = made.get(value.name)
+        if node is None:
+            return None
+        if isinstance(node.op, Matmul):
+            break
+        sources = [v for v in node.inputs if v.name in data]
+        if not isinstance(node.op, Pointwise | Cast | View | Expand | Permute) or len(sources) != 1:
+            return None
+        value = sources[0]
+    scores = node
+    below = softmax.outputs[0]
+    while True:
+        readers = users.get(below.name, [])
+        if len(readers) != 1:
+            return None
+        node = readers[0]
+        if isinstance(node.op, Matmul):
+            if node.inputs[0].name != below.name or node.inputs[1].name == below.name:
+                return None
+            return _Region(softmax, scores.inputs[0], scores.inputs[1], node.inputs[1], node.outputs[0])
+        if not isinstance(node.op, Cast | View | Expand) and not (isinstance(node.op, Pointwise) and node.op.fn == "copy"):
+            return None
+        below = node.outputs[0]
+
+
+def _data(graph: Graph) -> set[str]:
+    """Values that depend on what the tokens are, not only on how many and where."""
+    found = {"%input_ids"}
+    for node in graph.nodes:
+        reads = {v.name for v in node.inputs} & found
+        if reads - {"%input_ids"} or (reads and node.op.name == "embedding"):
+            found.update(o.name for o in node.outputs)
+    return found
+
+
+def _identify(region: _Region, probe: Probe, cache: int) -> tuple[Attention, list[float]] | None:
+    """The attention that the region computes, and its slopes; None when it computes anything else."""
+    positions = torch.arange(TOKENS)
+    ids = {v: torch.zeros(1, TOKENS, dtype=torch.int64) for v in probe.graph.inputs if v.name == "%input_ids"}
+    query, key, value = (probe.random(v, TOKENS, seed) for seed, v in enumerate((region.query, region.key, region.value)))
+    given = {**ids, region.query: query, region.key: key}
+    scores = probe.evaluate(region.softmax.inputs[0], given, positions)
+    nothing = probe.evaluate(region.softmax.inputs[0], {**given, region.query: torch.zeros_like(query)}, positions)
+    products = torch.matmul(query, key)
+    flat = lambda t: t.expand_as(scores).reshape(-1, TOKENS, TOKENS)  # noqa: E731
+    if products.numel() != scores.numel():
+        return None
+    scores, nothing, products = scores.reshape(-1, TOKENS, TOKENS), flat(nothing), products.reshape(-1, TOKENS, TOKENS)
+    seen = nothing > MASKED
+    mask = seen[0]
+    if not bool((seen == mask).all()):
+        return None
+    later, earlier = positions[None], positions[:, None]
+    causal = later <= earlier
+    window = 0
+    if not torch.equal(mask, causal):
+        window = next((w for w in range(1, TOKENS) if torch.equal(mask, causal & (later > earlier - w))), 0)
+        if not window:
+            return None
+    moved, product = (scores - nothing)[seen], products[seen]
+    alpha = float((moved * product).sum() / product.square().sum())
+    if not close(moved, alpha * product, 1e-6):
+        return None
+    distance = (later - earlier).double()
+    bias = nothing - torch.diagonal(nothing, dim1=1, dim2=2)[:, :, None]
+    slopes = (bias * distance).masked_fill(~mask, 0).sum((1, 2)) / (distance.square() * mask).sum()
+    if not close((bias - slopes[:, None, None] * distance)[seen], torch.zeros_like(bias[seen]), 1e-4):
+        return None
+    got = probe.evaluate(region.out, {**given, region.value: value}, positions)
+    wanted = (alpha * products + slopes[:, None, None] * distance).masked_fill(~mask, float("-inf")).softmax(-1)
+    if not close(got.reshape(-1, TOKENS, got.shape[-1]), wanted @ value.reshape(-1, TOKENS, value.shape[-1]), 1e-4):
+        return None
+    sloped = bool(slopes.abs().max() > 1e-6)
+    return Attention(cache, alpha, window, slopes=sloped), slopes.tolist() if sloped else []
+
+
+def _attention(rewriter: Rewriter, node: Node, region: _Region, op: Attention, slopes: list[float]) -> Value:
+    """The op in place of the region, around it what brings its operands into shape: [1,T,H,D]."""
+
+    def heads(value: Value, across: bool) -> Value:
+        shape = value.type.shape
+        count = 1
+        for d in shape[:-2]:
+            assert isinstance(d, int)
+            count *= d
+        (flat,) = rewriter.add_as(node, View(",".join(map(str, (1, count, *shape[-2:])))), (value,))
+        (turned,) = rewriter.add_as(node, Permute((0, 3, 1, 2) if across else (0, 2, 1, 3)), (flat,))
+        return turned
+
+    operands = [heads(region.query, False), heads(region.key, True), heads(region.value, False)]
+    if slopes:
+        operands.append(rewriter.constant("attention.slopes", TensorType("f32", (len(slopes),)), slopes))
+    (out,) = rewriter.add_as(node, op, operands)
+    (turned,) = rewriter.add_as(node, Permute((0, 2, 1, 3)), (out,))
+    (shaped,) = rewriter.add_as(node, View(",".join(map(str, region.out.type.shape))), (turned,))
+    return (
+        shaped if shaped.type.dtype == region.out.type.dtype else rewriter.add_as(node, Cast(region.out.type.dtype), (shaped,))[0]
+    )
