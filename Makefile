@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-formats lint types imports docs-check bench sanitize sanitize-aarch64 clean help
+.PHONY: demo test test-formats lint types imports docs-check bench sweep sanitize sanitize-aarch64 clean help
 
 help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
 	@echo "make test   run the whole test suite"
 	@echo "make lint types imports docs-check   the other checks of .ci/run"
 	@echo "make bench  compare with llama.cpp on this machine (builds it first)"
+	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
 	@echo "make test-formats   compile every checkpoint that other tools wrote, not a tenth of them"
 	@echo "make sanitize   kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 
@@ -51,6 +52,9 @@ test-formats: $(STAMP)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/codegen/test_sanitizers.py --sanitize
+
+sweep: $(STAMP)
+	$(BIN)/python -m benchmarks.sweep --bf16 --out docs/models.md
 
 bench: $(STAMP) $(MODEL)
 	$(BIN)/python -m benchmarks.compare $(MODEL) --out benchmarks/results

@@ -204,24 +204,39 @@ def _compile_auto(
     with progress.stage("quantize", "Measuring what each weight's rounding costs"):
         probe = probe_ids(checkpoint, _context(checkpoint, settings.context), _vocabulary(imported.graph))
         rest = sum(map(len, checkpoint.tokenizer_files.values())) + KERNELS * (1 + len(expand_targets(settings.target)))
-        curve = choose(settings, imported, params, tokens, probe, rest, progress)
+        curve = choose(
+            imported,
+            params,
+            tokens,
+            probe,
+            rest=rest,
+            rules=schemes(settings)[1],
+            target_size=settings.target_size,
+            max_kl=settings.max_kl,
+            each=lambda items: progress.each(list(items), "sensitivity"),
+        )
     progress.say(curve.text())
-    first = curve
-    while True:
-        report = compile(source, out, force=force, dump_ir=dump_ir, quiet=quiet, **asdict(curve.settings(settings)))
-        excess = report.bytes - parse_size(settings.target_size) if settings.target_size else 0
-        if excess <= 0:
-            break
-        smaller = curve.smaller(excess)
-        if smaller is None:
-            out.unlink()
-            raise GateFailed(
-                f"the smallest artifact has {show_size(report.bytes)}, more than {settings.target_size}",
-                "give a larger --target-size",
-            )
-        curve, force = smaller, True
+    draft = out.with_name(f".{out.name}.draft")
+    try:
+        while True:
+            chosen = replace(settings, quant="none", scheme=(*curve.rules, *settings.scheme), target_size="", plot="")
+            report = compile(source, draft, force=True, dump_ir=dump_ir, quiet=quiet, **asdict(chosen))
+            excess = report.bytes - parse_size(settings.target_size) if settings.target_size else 0
+            if excess <= 0:
+                break
+            smaller = curve.smaller(excess)
+            if smaller is None:
+                raise GateFailed(
+                    f"the smallest artifact has {show_size(report.bytes)}, more than {settings.target_size}",
+                    "give a larger --target-size",
+                )
+            curve = smaller
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
     if settings.plot:
-        draw(replace(curve, rest=first.rest), Path(settings.plot))
+        draw(curve, Path(settings.plot))
+    report.artifact = str(out)
     report.curve = curve.to_json()
     return report
 

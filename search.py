@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from .compiler.importer import Imported
-    from .pipeline import CompileOptions, Progress
     from .quant.sensitivity import Candidate, Point
 
 WINDOWS, LENGTH = 4, 256
@@ -31,10 +30,10 @@ class Curve:
     chosen: int
     rest: int
 
-    def settings(self, asked: CompileOptions) -> CompileOptions:
-        """What was asked for, with a rule for each module instead of `auto`; the user's own rules come last and win."""
-        rules = tuple(f"{module}={scheme}" for module, scheme in self.points[self.chosen].rules)
-        return replace(asked, quant="none", scheme=(*rules, *asked.scheme), target_size="", plot="")
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The choice, as --scheme takes it: MODULE=SCHEME."""
+        return tuple(f"{module}={scheme}" for module, scheme in self.points[self.chosen].rules)
 
     def smaller(self, excess: int) -> Curve | None:
         """The same with a choice that is smaller by `excess` bytes; None where there is none."""
@@ -66,16 +65,19 @@ class Curve:
 
 
 def choose(
-    settings: CompileOptions,
     imported: Imported,
     params: Callable[[str], torch.Tensor],
     tokens: torch.Tensor,
     probe: list[int],
+    *,
     rest: int,
-    progress: Progress,
+    rules: tuple[tuple[str, str], ...] = (),
+    target_size: str = "",
+    max_kl: float | None = None,
+    each: Callable[[Iterable[int]], Iterable[int]] = lambda items: items,
 ) -> Curve:
-    """Measure and choose. `tokens` [S, T] judge sensitivity, `probe` is the gate's text; `rest`
-    bytes of the artifact are not weights. Raises GateFailed when nothing meets the target."""
+    """Measure and choose. `tokens` [S, T] judge sensitivity, `probe` is the gate's text; `rest` bytes of the artifact are not
+    weights; weights that `rules` name are left alone; `each` shows progress. Raises GateFailed when nothing meets the target."""
     import torch
 
     from .conformance import divergence
@@ -86,8 +88,8 @@ def choose(
     graph = imported.graph
     for step in raising_passes(imported.buffers):
         graph = step.run(graph)
-    candidates, groups, unplanned = _candidates(settings, graph)
-    measure(graph, params, tokens[:WINDOWS, :LENGTH], candidates, groups, lambda it: progress.each(list(it), "sensitivity"))
+    candidates, groups, unplanned = _candidates(rules, graph)
+    measure(graph, params, tokens[:WINDOWS, :LENGTH], candidates, groups, each)
     points = path(groups.values())
     rest += unplanned
     texts = [torch.tensor(probe), tokens[-1, :LENGTH]]
@@ -105,45 +107,43 @@ def choose(
             measured[i] = max(found)
         return measured[i]
 
-    if settings.target_size:
-        budget = parse_size(settings.target_size) - rest
+    if target_size:
+        budget = parse_size(target_size) - rest
         fitting = [i for i, p in enumerate(points) if p.size <= budget]
         if not fitting:
             raise GateFailed(
-                f"the smallest artifact has {show_size(points[-1].size + rest)}, more than {settings.target_size}",
+                f"the smallest artifact has {show_size(points[-1].size + rest)}, more than {target_size}",
                 "give a larger --target-size",
             )
         chosen = fitting[0]
-        if settings.max_kl is not None and harm(chosen) > settings.max_kl:
+        if max_kl is not None and harm(chosen) > max_kl:
             raise GateFailed(
-                f"{settings.target_size} costs a mean KL of {harm(chosen):.3g}, more than {settings.max_kl}",
+                f"{target_size} costs a mean KL of {harm(chosen):.3g}, more than {max_kl}",
                 "allow one of them more",
             )
         harm(chosen)
     else:
-        assert settings.max_kl is not None
+        assert max_kl is not None
         low, high = 0, len(points) - 1  # harm grows along the path, nearly always
-        if harm(low) > settings.max_kl * MARGIN:
+        if harm(low) > max_kl * MARGIN:
             raise GateFailed(
-                f"even the best schemes cost a mean KL of {harm(low):.3g}, more than {settings.max_kl}", "allow a larger --max-kl"
+                f"even the best schemes cost a mean KL of {harm(low):.3g}, more than {max_kl}", "allow a larger --max-kl"
             )
-        if harm(high) <= settings.max_kl * MARGIN:
+        if harm(high) <= max_kl * MARGIN:
             low = high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if harm(middle) <= settings.max_kl * MARGIN else (low, middle)
+            low, high = (middle, high) if harm(middle) <= max_kl * MARGIN else (low, middle)
         chosen = low
     return Curve(points, measured, chosen, rest)
 
 
-def _candidates(settings: CompileOptions, graph: Any) -> tuple[list[Candidate], dict[str, Any], int]:
+def _candidates(rules: tuple[tuple[str, str], ...], graph: Any) -> tuple[list[Candidate], dict[str, Any], int]:
     """Every weight that no rule of the user names, in groups that get one scheme; and the bytes of all other parameters."""
     from .passes.quantize import Quantize, is_head, is_named, module_of, root_param, routers, weight_nodes, weights_of
-    from .pipeline import schemes
     from .quant.scheme import parse_scheme
     from .quant.sensitivity import CANDIDATES, HEAD_CANDIDATES, TABLE_CANDIDATES, Candidate, Group, stored_size
 
-    _, rules = schemes(replace(settings, quant="none"))
     fixed = Quantize("", rules).plan(graph) if rules else {}
     gates = routers(graph)
     tables = {root_param(w, graph) for node, w in weight_nodes(graph) if node.op.name == "embedding"}

@@ -119,6 +119,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'lfm2_moe': {'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'layer_types': ['conv', 'full_attention'], 'num_dense_layers': 1},
     'solar_open': {'head_dim': 16, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'first_k_dense_replace': 1, 'n_group': 1, 'topk_group': 1},
     'gpt_neo': {'hidden_size': 64, 'num_layers': 2, 'num_heads': 4, 'attention_types': [[['global', 'local'], 1]], 'window_size': 8},
+    'glm4_moe_lite': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4},
+    'minicpm3': {'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 16, 'num_key_value_heads': 4},
+    'plbart': {'d_model': 64, 'decoder_layers': 2, 'decoder_attention_heads': 4, 'decoder_ffn_dim': 96, 'encoder_attention_heads': 4},
+    'whisper': {'d_model': 64, 'decoder_layers': 2, 'decoder_attention_heads': 4, 'decoder_ffn_dim': 96, 'encoder_attention_heads': 4, 'max_target_positions': 256},
 }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def _examine(row: Row, folder: Path, bf16: bool) -> None:
             size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         if size > MOST:
             raise ValueError(f"{size / 1e6:.0f} M parameters")
-        model = AutoModelForCausalLM.from_config(config).float().eval()
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     except Exception as error:
         row.status, row.reason = "none", f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return
@@ -100,9 +100,8 @@ def _examine(row: Row, folder: Path, bf16: bool) -> None:
         return
     row.fallbacks = sorted({f["op"] for f in report.fallbacks})
     ids = [(i * i * 7 + 11 * i + 5) % (min(getattr(config, "vocab_size", 256), 256) - 5) + 3 for i in range(TOKENS)]
-    original = AutoModelForCausalLM.from_pretrained(folder / "source", attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
-        wanted = original(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+        wanted = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
     scale = float(abs(wanted).max())
     with llmc.load(folder / "a.llmc", threads=2) as artifact:
         got = artifact.logits([ids])[0]
@@ -120,9 +119,8 @@ def _examine(row: Row, folder: Path, bf16: bool) -> None:
             return
     if bf16:
         model.to(torch.bfloat16).save_pretrained(folder / "half")
-        original = AutoModelForCausalLM.from_pretrained(folder / "half", attn_implementation="eager", dtype=torch.float32).eval()
         with torch.no_grad():
-            wanted = original(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+            wanted = model.float()(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
         llmc.compile(str(folder / "half"), folder / "b.llmc", target="cpu:native", context=context)
         with llmc.load(folder / "b.llmc", threads=2) as artifact:
             row.error_bf16 = float(abs(artifact.logits([ids])[0] - wanted).max()) / float(abs(wanted).max())
@@ -180,17 +178,20 @@ def main() -> int:
     options = parser.parse_args()
     chosen = options.keys or keys()
     rows: list[Row] = []
-    with concurrent.futures.ProcessPoolExecutor(
-        options.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=16
-    ) as pool:
-        futures = {pool.submit(examine, key, options.bf16): key for key in chosen}
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                row = future.result()
-            except concurrent.futures.BrokenExecutor:
-                row = Row(futures[future], reason="the process died")
-            rows.append(row)
-            print(f"{len(rows):3}/{len(chosen)} {row.key:28} {row.status:8} {row.seconds:6.1f} s  {row.reason[:150]}", flush=True)
+    fresh = 24 * options.workers  # configurations before new processes take over: torch.export leaves much behind
+    for start in range(0, len(chosen), fresh):
+        with concurrent.futures.ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+            futures = {pool.submit(examine, key, options.bf16): key for key in chosen[start : start + fresh]}
+            for future in concurrent.futures.as_completed(futures):
+                try:
+                    row = future.result()
+                except concurrent.futures.BrokenExecutor:
+                    row = Row(futures[future], reason="the process died")
+                rows.append(row)
+                print(
+                    f"{len(rows):3}/{len(chosen)} {row.key:28} {row.status:8} {row.seconds:6.1f} s  {row.reason[:150]}",
+                    flush=True,
+                )
     if options.out:
         Path(options.out).write_text(table(rows))
     if options.json:

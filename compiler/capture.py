@@ -312,7 +312,8 @@ def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str,
 
 @contextlib.contextmanager
 def _scalars_kept() -> Iterator[None]:
-    """Trace torch.tensor(number) as a fill: as a constant of the meta device it would lose its value. And do not look for packed
+    """Trace torch.tensor(number) as a fill, and x[..., [i]] as slices: as constants of the meta device they would lose their
+    values. And do not look for packed
     sequences in the positions: the tokens of a step belong to sequences that the runtime knows."""
     from transformers import masking_utils
 
@@ -327,11 +328,31 @@ def _scalars_kept() -> Iterator[None]:
             return torch.full((), data, dtype=dtype, device=kwargs.get("device"))
         return original(data, *args, **kwargs)
 
+    take = torch.Tensor.__getitem__
+
+    def getitem(self: torch.Tensor, index: Any) -> torch.Tensor:
+        parts = index if isinstance(index, tuple) else (index,)
+        lists = [i for i in parts if isinstance(i, list) and i and all(type(n) is int for n in i)]
+        if len(lists) != 1 or any(isinstance(i, torch.Tensor | bool) or i is None for i in parts):
+            return take(self, index)
+        after = len(parts) - 1 - [isinstance(i, list) for i in parts].index(True)
+        whole = sum(isinstance(i, int) for i in parts)
+        if whole:
+            return take(self, index)
+        pieces = [
+            take(self, tuple(slice(n, n + 1 if n != -1 else None) if i is lists[0] else i for i in parts)) for n in lists[0]
+        ]
+        if Ellipsis not in parts[: len(parts) - 1 - after]:
+            return torch.cat(pieces, len(parts) - 1 - after)
+        return torch.cat(pieces, -1 - after)
+
     torch.tensor, masking_utils.find_packed_sequence_indices = tensor, lambda position_ids: None
+    torch.Tensor.__getitem__ = getitem  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         torch.tensor, masking_utils.find_packed_sequence_indices = original, packed
+        torch.Tensor.__getitem__ = take  # type: ignore[method-assign]
 
 
 def _export(step: _Step, args: tuple[torch.Tensor, ...]) -> ExportedProgram:

@@ -6,12 +6,12 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, VerifyError
 from .capture import Captured
 from .ir.graph import Graph, Node, Value
 from .ir.op import Op
@@ -129,6 +129,8 @@ class _Importer:
         return sympy.expand(line) if line.xreplace({symbol: sympy.Integer(100)}) == at[2] else expr
 
     def type_of(self, value: torch.Tensor) -> TensorType:
+        if value.dtype == torch.complex64:  # its parts'
+            return TensorType("f32", tuple(self.dim(d) for d in value.shape))
         if value.dtype not in IR_DTYPE:
             raise UnsupportedError(f"dtype {value.dtype} is not supported{self.place()}")
         return TensorType(IR_DTYPE[value.dtype], tuple(self.dim(d) for d in value.shape))
@@ -157,7 +159,10 @@ class _Importer:
                 self.env[node] = self.placeholder(node, specs[node], inputs)
             elif node.op == "call_function":
                 self.locate(node)
-                self.env[node] = self.call(node)
+                try:
+                    self.env[node] = self.call(node)
+                except VerifyError as error:
+                    raise UnsupportedError(f"{node.target}: {error}{self.place()}") from error
             elif node.op == "output":
                 mutated = len(program.graph_signature.buffers_to_mutate)
                 outputs = tuple(self.env[a] for a in node.args[0][mutated:] if isinstance(a, torch.fx.Node))
@@ -210,7 +215,13 @@ class _Importer:
         handler = HANDLERS.get(name) or HANDLERS.get(name.rpartition(".")[0])
         if handler is None:
             raise UnsupportedError(f"{name} has no lowering{self.place()}", "docs/extending.md shows how to add one in a file")
-        result = handler(self, node, [self.lookup(a) for a in node.args], {k: self.lookup(v) for k, v in node.kwargs.items()})
+        args, kwargs = [self.lookup(a) for a in node.args], {k: self.lookup(v) for k, v in node.kwargs.items()}
+        if any(isinstance(a, Complex) for a in args) and handler not in OF_COMPLEX:
+            # whatever only moves numbers moves both parts alike
+            parts = [handler(self, node, [a[i] if isinstance(a, Complex) else a for a in args], kwargs) for i in (0, 1)]
+            result: Any = Complex(*parts)  # type: ignore[arg-type]
+        else:
+            result = handler(self, node, args, kwargs)
         self.check(node, result)
         return result
 
@@ -254,6 +265,53 @@ def _binary(fn: str, swap: bool = False) -> Handler:
         return im.emit(Pointwise(fn, out.dtype), a, b)
 
     return handle
+
+
+class Complex(NamedTuple):
+    """A complex value: two real ones."""
+
+    real: Value
+    imaginary: Value
+
+
+def _polar(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Complex:
+    kind = _out(im, node).dtype
+    length, angle = args
+    parts = [im.emit(Pointwise("mul", kind), length, im.emit(Pointwise(fn, kind), angle)) for fn in ("cos", "sin")]
+    return Complex(*parts)
+
+
+def _as_complex(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Complex:
+    (pairs,) = args
+    last = len(pairs.type.shape) - 1
+    return Complex(*(im.view(im.emit(Slice(last, i, i + 1), pairs), pairs.type.shape[:-1]) for i in (0, 1)))
+
+
+def _as_real(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    parts = [im.view(part, (*part.type.shape, 1)) for part in args[0]]
+    return im.emit(Concat(len(parts[0].type.shape) - 1), *parts)
+
+
+def _mul(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value | Complex:
+    a, b = args[:2]
+    if not isinstance(a, Complex) and not isinstance(b, Complex):
+        return _binary("mul")(im, node, args, kwargs)  # type: ignore[return-value]
+    kind = _out(im, node).dtype
+    pointwise = lambda fn, x, y: im.emit(Pointwise(fn, kind), im.value(x, kind), im.value(y, kind))  # noqa: E731
+    if not isinstance(a, Complex) or not isinstance(b, Complex):
+        value, factor = (a, b) if isinstance(a, Complex) else (b, a)
+        return Complex(*(pointwise("mul", part, factor) for part in value))
+    return Complex(
+        pointwise("sub", pointwise("mul", a.real, b.real), pointwise("mul", a.imaginary, b.imaginary)),
+        pointwise("add", pointwise("mul", a.real, b.imaginary), pointwise("mul", a.imaginary, b.real)),
+    )
+
+
+def _broadcast_tensors(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> tuple[Value, ...]:
+    shapes = [im.type_of(v).shape for v in node.meta["val"]]
+    return tuple(
+        x if x.type.shape == shape else im.emit(Expand(shape_text(shape)), x) for x, shape in zip(args[0], shapes, strict=True)
+    )
 
 
 def _div(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
@@ -456,6 +514,24 @@ def _reduce(fn: str) -> Handler:
         return im.emit(Reduce(fn, tuple(sorted(d % rank for d in dims)), keep, out.dtype), x)
 
     return handle
+
+
+def _std(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """The standard deviation over the last dimension, kept or not; `correction` is taken from the count."""
+    x, out = args[0], _out(im, node)
+    rank = len(x.type.shape)
+    dims = args[1] if len(args) > 1 and args[1] is not None else list(range(rank))
+    size = x.type.shape[-1]
+    if [d % rank for d in dims] != [rank - 1] or not isinstance(size, int):
+        raise UnsupportedError(f"a standard deviation over {dims} is not supported{im.place()}")
+    unbiased = args[2] if len(args) > 2 and isinstance(args[2], bool) else True
+    correction = kwargs.get("correction", 1 if unbiased else 0)
+    kind = out.dtype
+    mean = im.emit(Reduce("mean", (rank - 1,), True, kind), x)
+    centred = im.emit(Pointwise("sub", kind), x, mean)
+    square = im.emit(Reduce("mean", (rank - 1,), True, kind), im.emit(Pointwise("square", kind), centred))
+    scaled = im.emit(Pointwise("mul", kind), square, im.scalar(size / (size - correction), kind))
+    return im.view(im.emit(Pointwise("sqrt", kind), scaled), out.shape)
 
 
 def _extreme(fn: str) -> Handler:
@@ -662,7 +738,7 @@ IGNORED = {
 HANDLERS: dict[str, Handler] = {
     **{f"aten.{n}": _unary(n) for n in ("neg", "exp", "log", "sqrt", "rsqrt", "reciprocal", "abs", "sin", "cos", "tanh", "sigmoid", "relu", "erf", "floor", "ceil", "round", "sign", "expm1", "log1p", "silu", "square")},
     "aten.logical_not": _unary("not"), "aten.bitwise_not": _unary("not"),
-    "aten.add": _binary("add"), "aten.sub": _binary("sub"), "aten.mul": _binary("mul"), "aten.multiply": _binary("mul"), "aten.rsub": _binary("sub", swap=True),
+    "aten.add": _binary("add"), "aten.sub": _binary("sub"), "aten.mul": _mul, "aten.multiply": _binary("mul"), "aten.rsub": _binary("sub", swap=True),
     "aten.div": _div, "aten.true_divide": _div, "aten.floor_divide": _binary("floor_div"), "aten.remainder": _binary("mod"),
     "aten.maximum": _binary("max"), "aten.minimum": _binary("min"), "aten.pow": _pow,
     **{f"aten.{n}": _binary(n) for n in ("eq", "ne", "lt", "le", "gt", "ge")},
@@ -687,6 +763,8 @@ HANDLERS: dict[str, Handler] = {
     "aten.new_zeros": _full(0.0), "aten.new_ones": _full(1.0), "aten.new_full": _full(None, 2), "aten.scalar_tensor": _full(None, 0), "aten.empty": _full(0.0), "aten.empty_like": _full(0.0), "aten.new_empty": _full(0.0),
     "aten.empty_permuted": _full(0.0), "aten.arange": _arange,
     "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _baddbmm,
+    "aten.erfinv": _unary("erfinv"), "aten.std": _std, "aten.polar": _polar, "aten.view_as_complex": _as_complex, "aten.view_as_real": _as_real, "aten.broadcast_tensors": _broadcast_tensors,
     "aten.layer_norm": _layer_norm, "aten.rms_norm": _rms_norm, "aten._fused_rms_norm": lambda im, n, a, k: (_rms_norm(im, n, a, k),),
     "llmc.attention": _attention, "llmc.experts": _experts,
 }  # fmt: skip
+OF_COMPLEX = (_mul, _as_real)

@@ -16,6 +16,7 @@ from .quantize import Quantize
 from .raise_activation import RaiseActivation
 from .raise_attention import RaiseAttention
 from .raise_norm import RaiseNorm
+from .raise_positions import RaisePositions
 from .raise_rope import RaiseRope
 from .simplify import Simplify
 from .widen import Widen
@@ -30,6 +31,7 @@ def raising_passes(buffers: Mapping[str, torch.Tensor]) -> list[Pass]:
         Widen(),
         Simplify(),
         RaiseAttention(buffers),
+        RaisePositions(),
         RaiseNorm(buffers),
         RaiseActivation(buffers),
         RaiseRope(buffers),

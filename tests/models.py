@@ -49,6 +49,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_types": [[["global", "local"], 1]],
         "window_size": 8,
     },
+    "trocr": {"d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 96},
     "mixtral": EXPERTS,
     "qwen3_moe": {
         **HEAD16,

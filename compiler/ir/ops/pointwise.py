@@ -15,7 +15,7 @@ from ..types import TensorType, broadcast
 UNARY = {
     "neg": torch.neg, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal,
     "abs": torch.abs, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu,
-    "erf": torch.erf, "floor": torch.floor, "ceil": torch.ceil, "round": torch.round, "sign": torch.sign, "not": torch.logical_not, "expm1": torch.expm1,
+    "erf": torch.erf, "erfinv": torch.erfinv, "floor": torch.floor, "ceil": torch.ceil, "round": torch.round, "sign": torch.sign, "not": torch.logical_not, "expm1": torch.expm1,
     "log1p": torch.log1p, "silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "relu2": lambda x: torch.relu(x) ** 2, "softplus": F.softplus,
     "square": torch.square, "copy": lambda x: x,
