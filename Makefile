@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-formats lint types imports docs-check bench sweep sanitize sanitize-aarch64 clean help
+.PHONY: demo test test-formats test-interop lint types imports docs-check bench sweep sanitize sanitize-aarch64 clean help
 
 help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench  compare with llama.cpp on this machine (builds it first)"
 	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
 	@echo "make test-formats   compile every checkpoint that other tools wrote, not a tenth of them"
+	@echo "make test-interop   other people's tools load what llmc exports (installs them first)"
 	@echo "make sanitize   kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -49,6 +50,17 @@ docs-check: $(STAMP)
 
 test-formats: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto tests/quant/test_formats.py --all-formats $(PYTEST_ARGS)
+
+INTEROP := .build/interop
+$(INTEROP)/.ready: constraints.txt
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.23.0 accelerate optimum compressed-tensors==0.20.0 llama-cpp-python==0.3.36
+	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check device-smi logbar tokenicer pypcre dill maturin defuser kernels pillow torchao==0.18.0
+	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check --no-deps gptqmodel==7.7.0
+	touch $@
+
+test-interop: $(STAMP) $(INTEROP)/.ready
+	$(BIN)/python -m pytest -q tests/quant/test_interop.py --interop $(abspath $(INTEROP))/bin/python $(PYTEST_ARGS)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/codegen/test_sanitizers.py --sanitize

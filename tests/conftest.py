@@ -30,6 +30,7 @@ settings.load_profile("llmc")
 
 
 def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--interop", default="", help="an interpreter with other people's tools (make test-interop)")
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew from what the code gives now")
     parser.addoption("--seed", type=int, default=None, help="seed of the random inputs, as a failing test printed it")
     parser.addoption(
