@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class LlmcError(Exception):
     """An error with a message for a person, a hint that says what to do, and an exit status."""
@@ -93,3 +95,27 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
     known = f"known: {', '.join(sorted(valid))}" if len(valid) <= 40 else ""
     return "; ".join(filter(None, [f"did you mean {close[0]!r}?" if close else "", known]))
+
+
+class Interrupts:
+    """Ctrl-C that no library can swallow: the exception is raised where it lands, and `check` raises it again later."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def install(self) -> None:
+        """Take SIGINT, unless it is ignored (a job in the background) or somebody else's; main thread only."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._handle)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where an earlier one was lost."""
+        if self.seen:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+interrupts = Interrupts()

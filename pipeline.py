@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import GateFailed, LlmcError, UnsupportedError, UsageError, nearest
+from .errors import GateFailed, LlmcError, UnsupportedError, UsageError, interrupts, nearest
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -90,7 +90,9 @@ class Progress:
             print(f"{what} …", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:
+            interrupts.check()
             yield
+            interrupts.check()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

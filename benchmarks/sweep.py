@@ -15,6 +15,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -163,7 +164,7 @@ def table(rows: list[Row]) -> str:
     for row in sorted(rows, key=lambda r: r.key):
         error = f"{row.error:.1e}" if row.error else ""
         half = f"{row.error_bf16:.1e}" if row.error_bf16 else ""
-        reason = (row.reason or ", ".join(row.fallbacks)).replace("|", "\\|")
+        reason = re.sub(r'"[^"]*/site-packages/', '"', row.reason or ", ".join(row.fallbacks)).replace("|", "\\|")
         lines.append(f"| {row.key} | {words[row.status]} | {error} | {half} | {reason} |")
     return "\n".join(lines) + "\n"
 

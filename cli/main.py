@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..errors import LlmcError, nearest
+from ..errors import LlmcError, interrupts, nearest
 from ..version import VERSION
 
 COMMANDS = (
@@ -66,6 +66,7 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: runs a command and exits with the status that docs/cli.md gives."""
+    interrupts.install()
     sys.exit(run(sys.argv[1:] if args is None else args))
 
 

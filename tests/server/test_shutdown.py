@@ -29,11 +29,11 @@ def test_sigterm_lets_a_stream_finish_and_refuses_what_is_new(serve):
         )
         begin = client.recv(400)
         running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
         try:
-            answer = httpx.post(f"{running.url}/v1/completions", json={"prompt": "x"}, timeout=10)
-            assert answer.status_code == 503
-            assert httpx.get(f"{running.url}/health").status_code == 503
+            while httpx.get(f"{running.url}/health", timeout=10).status_code == 200:
+                time.sleep(0.01)
+            assert httpx.get(f"{running.url}/health", timeout=10).status_code == 503
+            assert httpx.post(f"{running.url}/v1/completions", json={"prompt": "x"}, timeout=10).status_code == 503
         except httpx.TransportError:
             pass
         whole = begin + rest(client)
