@@ -641,7 +641,7 @@ def _manifest(
 
 
 def _memory_plan(rendered: Rendered, weights: Any) -> dict[str, int]:
-    """Bytes of the weights, of a cache block over all layers, and of the buffers at the default step size."""
+    """Bytes of the weights, of a cache block and of a request's states over all layers, and of the buffers at the default step size."""
     from .codegen.cpu.lower import assign_slots
     from .runtime.plan import BLOCK
 
@@ -661,6 +661,7 @@ def _memory_plan(rendered: Rendered, weights: Any) -> dict[str, int]:
     return {
         "weight_bytes": sum(n for _, n in weights.listed) if weights is not None else 0,
         "cache_bytes_per_block": block,
+        "state_bytes_per_request": 4 * sum(rendered.lowered.states),
         "buffer_bytes": buffers,
     }
 

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import CheckpointError, UnsupportedError
 from .ir.reference import TORCH_DTYPE
+from .mixers import opaque_mixers
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -304,7 +305,8 @@ def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str,
     ids = torch.zeros(1, 12, dtype=torch.int64, device="meta")
     rows = torch.zeros(5, dtype=torch.int64, device="meta")
     _recorder.gates = {}
-    program = _export(step, (ids, ids.clone(), rows))
+    with opaque_mixers(model):
+        program = _export(step, (ids, ids.clone(), rows))
     if not step.takes_positions:
         notes.append("the model computes its own positions")
     return Captured(program.run_decompositions({}), model, buffers, dict(_recorder.gates), notes)

@@ -17,6 +17,7 @@ from .ir.graph import Graph, Node, Value
 from .ir.op import Op
 from .ir.ops.attention import Attention
 from .ir.ops.cast import Cast
+from .ir.ops.causal_conv import CausalConv
 from .ir.ops.concat import Concat
 from .ir.ops.cumsum import Cumsum
 from .ir.ops.embedding import Embedding
@@ -31,6 +32,7 @@ from .ir.ops.linear import Linear
 from .ir.ops.matmul import Matmul
 from .ir.ops.permute import Permute
 from .ir.ops.pointwise import Pointwise
+from .ir.ops.recurrence import Recurrence
 from .ir.ops.reduce import Reduce
 from .ir.ops.rms_norm import RmsNorm
 from .ir.ops.scatter import Scatter
@@ -216,6 +218,8 @@ class _Importer:
         if handler is None:
             raise UnsupportedError(f"{name} has no lowering{self.place()}", "docs/extending.md shows how to add one in a file")
         args, kwargs = [self.lookup(a) for a in node.args], {k: self.lookup(v) for k, v in node.kwargs.items()}
+        if any(isinstance(a, Padded) for a in args) and handler not in OF_PADDED:
+            raise UnsupportedError(f"a padded sequence is used by something else than a causal convolution{self.place()}")
         if any(isinstance(a, Complex) for a in args) and handler not in OF_COMPLEX:
             # whatever only moves numbers moves both parts alike
             parts = [handler(self, node, [a[i] if isinstance(a, Complex) else a for a in args], kwargs) for i in (0, 1)]
@@ -265,6 +269,15 @@ def _binary(fn: str, swap: bool = False) -> Handler:
         return im.emit(Pointwise(fn, out.dtype), a, b)
 
     return handle
+
+
+class Padded(NamedTuple):
+    """A value whose token dimension is longer: `left` zeros before it, `right` elements that nothing may look at after it."""
+
+    value: Value
+    dim: int
+    left: int
+    right: int
 
 
 class Complex(NamedTuple):
@@ -397,6 +410,11 @@ def _expand(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
 def _slice(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     x = args[0]
     out = _out(im, node)
+    if isinstance(x, Padded):
+        first = len(args) > 1 and args[1] % len(x.value.type.shape) == x.dim and args[2] in (None, 0)
+        if x.left or not first or out != x.value.type:
+            raise UnsupportedError(f"a slice of a padded sequence that is not its own tokens{im.place()}")
+        return x.value
     if out.shape == x.type.shape:
         return x
     dim = (args[1] if len(args) > 1 else 0) % len(x.type.shape)
@@ -670,6 +688,63 @@ def _baddbmm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[s
     return im.emit(Pointwise("add", kind), out, added)
 
 
+def _pad(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value | Padded:
+    """Zeros around the tokens (for a causal convolution, or a shift by one), or around static dimensions."""
+    x, pads = args[0], args[1]
+    number = args[2] if len(args) > 2 else kwargs.get("value", 0)
+    rank = len(x.type.shape)
+    around = [(rank - 1 - i, pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2) if pads[2 * i] or pads[2 * i + 1]]
+    moved = [p for p in around if isinstance(x.type.shape[p[0]], Sym)]
+    if not moved:
+        for dim, left, right in around:
+            fill = [
+                im.emit(Full(str(x.type.with_shape((*x.type.shape[:dim], n, *x.type.shape[dim + 1 :]))), float(number or 0)))
+                for n in (left, right)
+                if n > 0
+            ]
+            size = x.type.shape[dim]
+            assert isinstance(size, int)
+            if left < 0 or right < 0:
+                x = im.emit(Slice(dim, max(0, -left), size - max(0, -right)), x)
+            parts = [*fill[: left > 0], x, *fill[left > 0 :]]
+            x = im.emit(Concat(dim), *parts) if len(parts) > 1 else x
+        return x  # type: ignore[no-any-return]
+    ((dim, left, right),) = moved if len(around) == 1 else ((0, 0, 0),)
+    if len(around) != 1 or number not in (0, None) or left < 0 or (right and left + right):
+        raise UnsupportedError(f"the tokens of a batch are padded by {pads}{im.place()}")
+    if not right:
+        return Padded(x, dim, left, 0)
+    if len(x.type.shape) != 3 or dim != 1:  # left = -right: every token sees the one `left` places before it
+        raise UnsupportedError(f"the tokens of a batch are shifted along dimension {dim} of {x.type}{im.place()}")
+    channels = x.type.shape[2]
+    taps = [im.emit(Full(str(TensorType(x.type.dtype, (channels, 1))), float(i == 0))) for i in range(left + 1)]
+    return im.emit(CausalConv(), x, im.emit(Concat(1), *taps))
+
+
+def _conv1d(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value | Padded:
+    """A causal convolution, one filter a channel: K − 1 zeros before the tokens, and what comes after them cut off."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    x, weight = given["input"], given["weight"]
+    left, right = (x.left, x.right) if isinstance(x, Padded) else (0, 0)
+    x = x.value if isinstance(x, Padded) else x
+    one = lambda key, default: (given.get(key, [default]) or [default])[0]  # noqa: E731
+    channels, depth, taps = weight.type.shape
+    padding = one("padding", 0)
+    causal = isinstance(x.type.shape[-1], Sym) and depth == 1 and channels == x.type.shape[1] == given.get("groups", 1)
+    if not causal or right or left + padding != taps - 1 or one("stride", 1) != 1 or one("dilation", 1) != 1:
+        raise UnsupportedError(f"a convolution that is not causal with one filter a channel{im.place()}")
+    bias = given.get("bias")
+    operands = [im.emit(Permute((0, 2, 1)), x), im.view(weight, (channels, taps)), *([bias] if bias is not None else [])]
+    out = im.emit(Permute((0, 2, 1)), im.emit(CausalConv(bias is not None), *operands))
+    return Padded(out, 2, 0, padding) if padding else out
+
+
+def _recurrence(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    q, k, v, g, rates, beta = args
+    return im.emit(Recurrence(rates is not None, beta is not None), q, k, v, g, *(t for t in (rates, beta) if t is not None))
+
+
 def _layer_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     x, shape = args[0], args[1]
     if len(shape) != 1:
@@ -765,6 +840,8 @@ HANDLERS: dict[str, Handler] = {
     "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _baddbmm,
     "aten.erfinv": _unary("erfinv"), "aten.std": _std, "aten.polar": _polar, "aten.view_as_complex": _as_complex, "aten.view_as_real": _as_real, "aten.broadcast_tensors": _broadcast_tensors,
     "aten.layer_norm": _layer_norm, "aten.rms_norm": _rms_norm, "aten._fused_rms_norm": lambda im, n, a, k: (_rms_norm(im, n, a, k),),
-    "llmc.attention": _attention, "llmc.experts": _experts,
+    "llmc.attention": _attention, "llmc.experts": _experts, "llmc.recurrence": _recurrence,
+    "aten.conv1d": _conv1d, "aten.constant_pad_nd": _pad, "aten.pad": _pad,
 }  # fmt: skip
 OF_COMPLEX = (_mul, _as_real)
+OF_PADDED = (_slice, _conv1d)

@@ -21,6 +21,7 @@ from .engine import Engine, Event, FinishEvent, Request, TokenEvent
 from .executors.cpu import CpuExecutor
 from .sampling import SamplingParams
 from .scheduler import Scheduler
+from .states import StatePool
 from .tokenizer import ArtifactTokenizer
 
 Prompt = str | Sequence[int]
@@ -51,6 +52,7 @@ class Model:
             max_rows=config.max_rows,
             context=config.context,
             blocks=config.blocks,
+            slots=config.slots,
             isa=config.isa,
         )
         self.engine = self.new_engine()
@@ -59,6 +61,7 @@ class Model:
         """A fresh engine on the same executor, with an empty cache."""
         scheduler = Scheduler(
             BlockPool(self.config.blocks),
+            StatePool(self.config.slots, self.executor.copy_state),
             max_tokens=max_tokens or self.config.max_tokens,
             max_sequences=self.config.max_batch,
             max_rows=self.config.max_rows,

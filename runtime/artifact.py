@@ -204,7 +204,8 @@ def _misshapen(manifest: Any) -> str:
             return "a target has no name, level or member"
     if not all(whole(manifest["model"].get(k)) and manifest["model"][k] > 0 for k in ("context", "vocab")):
         return "the model has no context or vocabulary"
-    if not all(whole(manifest["memory_plan"].get(k)) for k in ("weight_bytes", "cache_bytes_per_block", "buffer_bytes")):
+    sizes = {"state_bytes_per_request": 0} | manifest["memory_plan"]
+    if not all(whole(sizes.get(k)) for k in ("weight_bytes", "cache_bytes_per_block", "state_bytes_per_request", "buffer_bytes")):
         return "the memory plan is incomplete"
     return ""
 

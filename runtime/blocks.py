@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ class BlockPool:
     """Owns block ids, their reference counts and the hashes of full blocks.
 
     A block whose count falls to zero stays findable until it is taken again; blocks are taken in the order in which they were
-    freed, so the prefix cache is evicted from the least recently used, a sequence's last block first.
+    freed, so the prefix cache is evicted from the least recently used, a sequence's last block first. `forgotten` is told the hash
+    of a block that is taken again.
     """
 
     def __init__(self, count: int) -> None:
@@ -32,6 +33,7 @@ class BlockPool:
         self._free: OrderedDict[int, None] = OrderedDict((i, None) for i in range(count))
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
+        self.forgotten: Callable[[bytes], None] = lambda name: None
         self.hits = 0
         self.lookups = 0
 
@@ -93,6 +95,7 @@ class BlockPool:
         name = self._hash_of.pop(block, None)
         if name is not None:
             del self._block_of[name]
+            self.forgotten(name)
 
     def check_integrity(self) -> None:
         """Assert the invariants: free exactly when unused, and the two hash tables inverse to each other."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from ..errors import EnvironmentLacks, UsageError
 from .artifact import Artifact
 from .cpu_info import usable_cpus
-from .plan import BLOCK, blocks_for
+from .plan import BLOCK, blocks_for, slots_for, state_bytes
 from .sizes import parse_size
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """threads; tokens a step; requests at once; logit rows a step; positions a request; cache blocks; instruction-set level ("" picks)."""
+    """threads; tokens a step; requests at once; logit rows a step; positions a request; cache blocks; slots for states; instruction-set level ("" picks)."""
 
     threads: int
     max_tokens: int
@@ -21,6 +21,7 @@ class RunConfig:
     max_rows: int
     context: int
     blocks: int
+    slots: int
     isa: str
 
     @staticmethod
@@ -52,6 +53,10 @@ class RunConfig:
         if not 1 <= batch <= 4096:
             raise UsageError(f"--max-batch {batch} is impossible", "give a number from 1 to 4096")
         context = int(artifact.manifest["model"]["context"])
-        blocks = blocks_for(artifact.manifest, parse_size(kv_cache) if kv_cache is not None else None, batch, context)
+        budget = parse_size(kv_cache) if kv_cache is not None else None
+        slots = slots_for(artifact.manifest, budget, batch)
+        blocks = blocks_for(
+            artifact.manifest, budget - slots * state_bytes(artifact.manifest) if budget is not None else None, batch, context
+        )
         tokens = max(max_tokens, batch)
-        return RunConfig(count, tokens, batch, max(batch, max_rows), min(context, blocks * BLOCK), blocks, isa)
+        return RunConfig(count, tokens, batch, max(batch, max_rows), min(context, blocks * BLOCK), blocks, slots, isa)

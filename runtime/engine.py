@@ -22,12 +22,13 @@ Logits = npt.NDArray[np.float32]
 
 
 class Executor(Protocol):
-    """What the engine needs of a chip: run a step, look at its logits, draw from them, copy a cache block."""
+    """What the engine needs of a chip: run a step, look at its logits, draw from them, copy a cache block or a slot's states."""
 
     def run(self, batch: Batch) -> None: ...
     def logits(self, rows: int) -> Logits: ...
     def sample(self, rows: list[SamplingRow], top: int = 0, logprobs: bool = False) -> list[Draw]: ...
     def copy_block(self, source: int, target: int) -> None: ...
+    def copy_state(self, source: int, target: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +230,14 @@ class Engine:
         return made
 
     def _share(self, parent: Sequence, child: Sequence) -> None:
-        pool = self.scheduler.pool
+        pool, states = self.scheduler.pool, self.scheduler.states
+        assert parent.slot is not None
         full = parent.computed // BLOCK
         partial = parent.computed % BLOCK != 0
-        block = pool.allocate() if partial else None
-        if (partial and block is None) or len(self.scheduler.running) >= self.scheduler.max_sequences:
+        room = len(self.scheduler.running) < self.scheduler.max_sequences
+        block = pool.allocate() if partial and room else None
+        slot = states.clone(parent.slot) if room and (block is not None or not partial) else None
+        if slot is None:
             if block is not None:
                 pool.release([block])
             self.scheduler.requeue(child)  # no room for a copy: it computes its prompt, mostly from the prefix cache
@@ -244,6 +248,7 @@ class Engine:
         if block is not None:
             self.executor.copy_block(parent.blocks[full], block)
             child.blocks.append(block)
+        child.slot = slot
         child.computed = parent.computed
         self.scheduler.adopt(child)
 

@@ -16,10 +16,16 @@ def cache_bytes(manifest: dict[str, Any], requests: int, context: int) -> int:
     return requests * -(-context // BLOCK) * int(manifest["memory_plan"]["cache_bytes_per_block"])
 
 
+def state_bytes(manifest: dict[str, Any]) -> int:
+    """Bytes of one sequence's recurrent states."""
+    return int(manifest["memory_plan"].get("state_bytes_per_request", 0))
+
+
 def total_bytes(manifest: dict[str, Any], requests: int, context: int) -> int:
-    """Weights, cache and buffers."""
+    """Weights, cache, states and buffers."""
     plan = manifest["memory_plan"]
-    return int(plan["weight_bytes"]) + int(plan["buffer_bytes"]) + cache_bytes(manifest, requests, context)
+    fixed = int(plan["weight_bytes"]) + int(plan["buffer_bytes"])
+    return fixed + cache_bytes(manifest, requests, context) + requests * state_bytes(manifest)
 
 
 def memory_table(manifest: dict[str, Any]) -> list[dict[str, int]]:
@@ -45,6 +51,21 @@ def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, con
             f"give --kv-cache at least {2 * per_block} bytes",
         )
     return int(min(blocks, enough))
+
+
+def slots_for(manifest: dict[str, Any], budget: int | None, max_batch: int) -> int:
+    """Slots for recurrent states: one for each of max_batch requests and as many for snapshots of prefixes, within half of the
+    budget (default: of half of the free memory). 0 for a model without such states. Raises UsageError when not one fits."""
+    size = state_bytes(manifest)
+    if size == 0:
+        return 0
+    most = (_free_bytes() // 2 if budget is None else budget) // 2 // size
+    if most < 1 and budget is not None:
+        raise UsageError(
+            f"a cache of {budget} bytes holds no request: the states of one take {size} bytes, half of it",
+            f"give --kv-cache at least {2 * size} bytes",
+        )
+    return max(1, min(most, 2 * max_batch))
 
 
 def _free_bytes() -> int:

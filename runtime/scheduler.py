@@ -16,6 +16,7 @@ from ..errors import RequestError
 from .blocks import BLOCK, BlockPool
 from .executors.cpu import Batch
 from .sequence import Sequence, State
+from .states import StatePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Scheduler:
     def __init__(
         self,
         pool: BlockPool,
+        states: StatePool | None = None,
         *,
         max_tokens: int,
         max_sequences: int,
@@ -55,6 +57,8 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool = pool
+        self.states = states or StatePool(0, lambda source, target: None)
+        pool.forgotten = self.states.drop
         self.max_tokens, self.max_sequences, self.max_rows, self.context = max_tokens, max_sequences, max_rows, context
         self.max_waiting = max_waiting
         self.waiting: list[Sequence] = []
@@ -104,7 +108,7 @@ class Scheduler:
         if sequence.state is State.FINISHED:
             return
         (self.running if sequence.state is State.RUNNING else self.waiting).remove(sequence)
-        sequence.release(self.pool)
+        sequence.release(self.pool, self.states)
         sequence.state = State.FINISHED
 
     @property
@@ -129,10 +133,11 @@ class Scheduler:
             if preempted and slices and self.pool.free < self.pool.count // 8:
                 break  # what was just preempted would only push others out again
             sequence = self.waiting[0]
-            sequence.match_prefix(self.pool)
+            if not sequence.acquire(self.pool, self.states):
+                break
             made = self._slice(sequence, budget, rows_left, can_preempt=False)
             if made is None:
-                sequence.release(self.pool)
+                sequence.release(self.pool, self.states)
                 break
             self.waiting.pop(0)
             sequence.state = State.RUNNING
@@ -153,11 +158,25 @@ class Scheduler:
                 sequence.captured = max(sequence.captured, sequence.computed)
             for i in range(before, sequence.computed // BLOCK):
                 self.pool.register(sequence.blocks[i], sequence.block_hash(i))
+            if self.states.stateful and sequence.computed % BLOCK == 0:
+                self._snapshot(sequence)
+
+    def _snapshot(self, sequence: Sequence) -> None:
+        """Keep the states after a block: the one in which the prompt's last whole block ends, and the last one after it."""
+        assert sequence.slot is not None
+        name = sequence.block_hash(sequence.computed // BLOCK - 1)
+        if sequence.computed >= sequence.prompt.size:
+            if sequence.snapshot is not None:
+                self.states.drop(sequence.snapshot)
+            sequence.snapshot = name
+        elif sequence.computed + BLOCK < sequence.prompt.size:
+            return  # inside a long prompt
+        self.states.save(name, sequence.slot)
 
     def preempt(self, sequence: Sequence) -> None:
         """Give a running sequence's blocks back; it will compute its tokens again."""
         self.running.remove(sequence)
-        sequence.release(self.pool)
+        sequence.release(self.pool, self.states)
         sequence.preemptions += 1
         self.preemptions += 1
         self._enqueue(sequence)
@@ -174,6 +193,9 @@ class Scheduler:
         count = min(sequence.known - sequence.computed, budget)
         if self.chunk is not None:
             count = max(1, min(count, self.chunk(sequence, count)))
+        if self.states.stateful:  # end where a snapshot of the states can be used again
+            whole = (sequence.known - 1) // BLOCK * BLOCK - sequence.computed
+            count = whole if 0 < whole < count else count
         rows = self._rows(sequence, count)
         if rows > rows_left:
             if not self._collects(sequence) or rows_left == 0:
@@ -232,16 +254,21 @@ class Scheduler:
             tables[i, : len(held)] = held
             rows.extend(range(b - part.rows, b))
         pos = np.array([s.start for s in slices], np.int32)
-        return Batch(ids, positions, start, pos, tables, np.array(rows, np.int32))
+        slots = np.array([s.sequence.slot for s in slices], np.int32)
+        return Batch(ids, positions, start, pos, tables, np.array(rows, np.int32), slots)
 
     def check_integrity(self) -> None:
         """Assert that every block's users are exactly the sequences that hold it."""
         self.pool.check_integrity()
+        self.states.check_integrity()
+        if self.states.stateful:
+            slots = [s.slot for s in self.running]
+            assert None not in slots and len(set(slots)) == len(slots) == self.states.used, slots
         held: dict[int, int] = {}
         for sequence in (*self.running, *self.waiting):
             for block in sequence.blocks:
                 held[block] = held.get(block, 0) + 1
             assert sequence.computed <= len(sequence.blocks) * BLOCK
             assert sequence.computed <= sequence.known
-        assert all(not s.blocks for s in self.waiting)
+        assert all(not s.blocks and s.slot is None for s in self.waiting)
         assert len(held) == self.pool.used, (len(held), self.pool.used)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .blocks import BLOCK, ROOT, BlockPool, chain_hash
 from .sampling import SamplingParams
+from .states import StatePool
 
 _numbers = itertools.count()
 
@@ -25,6 +26,7 @@ class State(Enum):
 class Sequence:
     """Known tokens, how many of them are computed, and the blocks that hold them. Owned by the scheduler; changed by nobody else.
 
+    `slot`: where its recurrent states lie while it runs; `snapshot`: the last one taken while it generated.
     `collect`: keep the logits of every position (teacher forcing) instead of sampling. `prompt_logprobs`: score the prompt too.
     """
 
@@ -40,6 +42,8 @@ class Sequence:
     computed: int = 0
     captured: int = 0
     blocks: list[int] = field(default_factory=list)
+    slot: int | None = None
+    snapshot: bytes | None = None
     index: int = 0
     preemptions: int = 0
 
@@ -73,18 +77,33 @@ class Sequence:
             self._hashes.append(chain_hash(self._hashes[-1] if self._hashes else ROOT, self._tokens[n * BLOCK : (n + 1) * BLOCK]))
         return self._hashes[i]
 
-    def match_prefix(self, pool: BlockPool) -> None:
-        """Take over the blocks that already hold a prefix of this sequence, as far as nothing of it must be computed again."""
+    def acquire(self, pool: BlockPool, states: StatePool) -> bool:
+        """Take a slot, and over the blocks that already hold a prefix of this sequence, as far as nothing of it must be computed
+        again, and as far as the states after it are known. Returns whether there was a slot."""
+        self.slot = states.allocate()
+        if self.slot is None:
+            return False
         limit = self.captured if self.collect or self.prompt_logprobs is not None else self.known - 1
+        found: list[int] = []
         for i in range(min(limit, self.known - 1) // BLOCK):
             block = pool.find(self.block_hash(i))
             if block is None:
                 break
+            found.append(block)
+        if states.stateful:
+            while found and not states.holds(self.block_hash(len(found) - 1)):
+                found.pop()
+            if found:
+                states.restore(self.block_hash(len(found) - 1), self.slot)
+        for block in found:
             pool.share(block)
-            self.blocks.append(block)
-            self.computed += BLOCK
+        self.blocks = found
+        self.computed = BLOCK * len(found)
+        return True
 
-    def release(self, pool: BlockPool) -> None:
+    def release(self, pool: BlockPool, states: StatePool) -> None:
         pool.release(self.blocks)
-        self.blocks = []
+        if self.slot is not None:
+            states.release(self.slot)
+        self.blocks, self.slot = [], None
         self.computed = 0

@@ -1,4 +1,4 @@
-"""An executor without a model: its cache holds hashes of prefixes, so a wrong block, position or copy changes what it says."""
+"""An executor without a model: its cache and states hold hashes of prefixes, so a wrong block, slot, position or copy shows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def prefix_of(tokens) -> bytes:
 class FakeExecutor:
     """Checks every batch against its own cache; `steps` are the sizes of the batches that it has run."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, slots: int = 0) -> None:
+        self.states: list[bytes | None] = [None] * slots
         self.cache: list[list[bytes | None]] = [[None] * BLOCK for _ in range(blocks)]
         self.rows: list[bytes] = []
         self.steps: list[int] = []
@@ -58,7 +59,11 @@ class FakeExecutor:
                     found = self.cache[table[(position - 1) // BLOCK]][(position - 1) % BLOCK]
                     assert found is not None, "a position is read that was never written"
                     before = found
+                slot = int(batch.slots[s])
+                assert not self.states or not position or self.states[slot] == before, "a state of another prefix"
                 made = next_hash(before, int(batch.ids[i]))
+                if self.states:
+                    self.states[slot] = made
                 self.cache[table[position // BLOCK]][position % BLOCK] = made
                 hashes.append(made)
         self.rows = [hashes[i] for i in batch.row_tokens]
@@ -72,3 +77,6 @@ class FakeExecutor:
 
     def copy_block(self, source: int, target: int) -> None:
         self.cache[target] = list(self.cache[source])
+
+    def copy_state(self, source: int, target: int) -> None:
+        self.states[target] = self.states[source]

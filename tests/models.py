@@ -50,6 +50,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "window_size": 8,
     },
     "trocr": {"d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 96},
+    "mamba": {"state_size": 8, "expand": 2, "time_step_rank": 8},
+    "mamba2": {"state_size": 16, "expand": 2, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
     "mixtral": EXPERTS,
     "qwen3_moe": {
         **HEAD16,
@@ -59,6 +62,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "decoder_sparse_step": 1,
         "norm_topk_prob": True,
     },
+    "qwen3_next": {
+        **HEAD16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 48,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
     "gpt_oss": {
         **HEAD16,
         **EXPERTS,
@@ -66,7 +81,7 @@ MODELS: dict[str, dict[str, Any]] = {
         **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0),
     },
 }
-DENSE = tuple(k for k in MODELS if k not in ("mixtral", "qwen3_moe", "gpt_oss"))
+DENSE = tuple(k for k in MODELS if k not in ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss"))
 _NAMED_OTHERWISE = (
     "hidden_size",
     "intermediate_size",

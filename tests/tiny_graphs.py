@@ -105,6 +105,7 @@ class Program:
             max_rows=TOKENS,
             context=8 * BLOCK,
             blocks=16,
+            slots=2,
             isa=level,
         )
 
@@ -120,6 +121,7 @@ class Program:
                 np.array([start], np.int32),
                 np.arange(8, dtype=np.int32)[None],
                 np.arange(n, dtype=np.int32),
+                np.zeros(1, np.int32),
             )
         )
         logits = self.executor.logits(n).copy()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ...compiler.ir.graph import Graph, Node, Value
 from ...compiler.ir.ops.cast import Cast
+from ...compiler.ir.ops.causal_conv import CausalConv
 from ...compiler.ir.ops.concat import Concat
 from ...compiler.ir.ops.cumsum import Cumsum
 from ...compiler.ir.ops.embedding import Embedding
@@ -24,6 +25,7 @@ from ...compiler.ir.ops.linear import Linear
 from ...compiler.ir.ops.matmul import Matmul
 from ...compiler.ir.ops.permute import Permute
 from ...compiler.ir.ops.pointwise import ACTIVATIONS, Pointwise
+from ...compiler.ir.ops.recurrence import Recurrence
 from ...compiler.ir.ops.reduce import Reduce
 from ...compiler.ir.ops.rms_norm import RmsNorm
 from ...compiler.ir.ops.rope import Rope
@@ -46,7 +48,7 @@ KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8", "fp8": "e4
 
 @dataclass(frozen=True)
 class Pointer:
-    """What a call points at: a weight, a buffer, a cache, or an input of the step."""
+    """What a call points at: a weight, a buffer, a cache, a state, or an input of the step."""
 
     kind: str
     index: int
@@ -93,12 +95,13 @@ class Cache:
 
 @dataclass
 class Lowered:
-    """Everything that rendering needs."""
+    """Everything that rendering needs. `states`: for each layer with a state, the floats of one sequence's."""
 
     calls: list[Call]
     weights: list[WeightSpec]
     buffers: list[Buffer]
     caches: list[Cache]
+    states: list[int]
     logits: Buffer
     functions: dict[str, str]
     kinds: dict[str, set[str]]
@@ -120,6 +123,7 @@ class Lowering:
         self.weights: list[WeightSpec] = []
         self.buffers: list[Buffer] = []
         self.caches: list[Cache] = []
+        self.states: list[int] = []
         self.layouts: dict[str, Layout] = {}
         self.exprs: dict[str, generic.Expr] = {}
         self.functions: dict[str, str] = {}
@@ -149,6 +153,7 @@ class Lowering:
             self.weights,
             self.buffers,
             self.caches,
+            self.states,
             logits.buffer,
             self.functions,
             self.kinds,
@@ -723,6 +728,62 @@ attend_{self.kv_kind}(s, tid, &a);"""
         limits["attention_rows"] = max(limits["attention_rows"], share if share >= 32 else 32)
         limits["partial_bytes"] = max(limits["partial_bytes"], heads * (-(-dv // 16) * 16 + 2) * 4)
         self.call(node, f"attend_{self.kv_kind}", code, pointers)
+
+    # --- layers with a state ------------------------------------------------------------------------------------------
+
+    def _state(self, floats: int) -> Pointer:
+        self.states.append(floats)
+        return Pointer("state", len(self.states) - 1)
+
+    def lower_causal_conv(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, CausalConv)
+        x, weight, *bias = node.inputs
+        channels, taps = weight.type.shape
+        assert isinstance(channels, int) and isinstance(taps, int)
+        layout, _, ldx, offset = self.rows(x)
+        out = self.new_value(node.output)
+        by_tap = self.weight(WeightSpec(weight.name, "transposed", (weight,)))
+        pointers = [self._state((taps - 1) * channels), self._any_pointer(layout.buffer), by_tap, self.pointer(out.buffer)]
+        pointers += [self.vector(b) for b in bias]
+        code = f"""convolution f = {{.state = @0, .x = (const float *)@1 + {offset}, .ldx = {ldx}, .w = @2, .bias = {"@4" if bias else "NULL"}, .y = @3, .channels = {channels}, .taps = {taps}}};
+convolve(s, tid, &f);"""
+        self.call(node, "convolve", code, pointers)
+
+    def lower_recurrence(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Recurrence)
+        q, k, v, g, *rest = node.inputs
+        (_, _, groups, keys), (_, _, heads, values) = k.type.shape, v.type.shape
+        decays = g.type.shape[3] if len(g.type.shape) == 4 else 1
+        assert isinstance(groups, int) and isinstance(keys, int) and isinstance(heads, int) and isinstance(values, int)
+        channels = values == 1 and groups == 1 and decays == 1 and not op.delta
+        columns = -(-heads // 16) * 16 if channels else -(-values // 16) * 16
+        slot = keys * columns * (1 if channels else heads)
+        out = self.new_value(node.output)
+        sides = [self._heads(t) for t in (q, k, v)]
+        if channels and sides[2][4] != 1:
+            sides[2] = (self.dense(v), sides[2][1], heads, heads, 1, 0)
+        pointers = [self._state(slot), self.pointer(out.buffer)]
+        fields = []
+        for name, side in zip("qkv", sides, strict=True):
+            fields.append(f".{name} = (const float *)@{len(pointers)} + {side[5]}, .ld{name} = {side[3]}, .ld{name}h = {side[4]}")
+            pointers.append(self._any_pointer(side[0].buffer))
+        for name, value in (("g", g), *((("b", rest[-1]),) if op.delta else ())):
+            layout = self.dense(value)
+            field, width = ("g", decays) if name == "g" else ("beta", 1)
+            fields.append(
+                f".{field} = @{len(pointers)}, .ld{name} = {heads * width}" + (f", .ldgh = {width}" if name == "g" else "")
+            )
+            pointers.append(self.pointer(layout.buffer))
+        if op.rates:
+            fields.append(f".rates = @{len(pointers)}")
+            pointers.append(self.vector(rest[0]) if rest[0].name in self.static else self.pointer(self.dense(rest[0]).buffer))
+        self.limits["k"] = max(self.limits["k"], keys + 64)
+        code = f"""recurrence f = {{.state = @0, .slot = {slot}, .out = @1, {", ".join(fields)},
+    .heads = {heads}, .groups = {groups}, .keys = {keys}, .values = {values}, .columns = {columns}, .decays = {decays}, .delta = {int(op.delta)}}};
+recur_{"channels" if channels else "heads"}(s, tid, &f);"""
+        self.call(node, "recurrence", code, pointers)
 
 
 def _weight_bytes(n: int, k: int, scheme: Scheme) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from ...compiler.ir.ops.pointwise import ACTIVATIONS
 from ...quant.levels import FOUR_BITS
 from ...runtime.artifact import layout_digest
 from . import generic
-from .lower import Call, Lowered, Pointer, assign_slots, lower, unique_names
+from .lower import INPUTS, Call, Lowered, Pointer, assign_slots, lower, unique_names
 from .packing import FIELDS
 
-ABI = 2
+ABI = 3
 TEMPLATES = Path(__file__).parent / "templates"
-HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h")
+HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h", "recurrence.h")
 AMX_KINDS = (
     "bf16",
     "i8",
@@ -61,12 +62,14 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
     numbers, kernels = _number_kernels(lowered.calls)
 
     def pointer_id(pointer: Pointer) -> int:
-        base = {
-            "weight": 0,
-            "buffer": len(lowered.weights),
-            "cache": len(lowered.weights) + len(slots),
-            "input": len(lowered.weights) + len(slots) + len(lowered.caches),
+        sizes = {
+            "weight": len(lowered.weights),
+            "buffer": len(slots),
+            "cache": len(lowered.caches),
+            "state": len(lowered.states),
+            "input": len(INPUTS),
         }
+        base = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
         return base[pointer.kind] + (slot_of[pointer.index] if pointer.kind == "buffer" else pointer.index)
 
     segments = [
@@ -92,6 +95,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         weight_count=len(lowered.weights),
         slots=slots,
         caches=lowered.caches,
+        states=lowered.states,
         kernel_names=[k["name"] for k in kernels],
         abi=ABI,
         layout=layout_digest(unique_names(lowered.weights), _vocabulary(graph)),

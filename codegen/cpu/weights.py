@@ -49,6 +49,8 @@ class WeightPacker:
             tensor = self.value(spec.values[0])
             parts = [_gate(t, spec.gated) for t in (tensor if tensor.ndim == 2 and kind == "bias" else [tensor])]
             packed = torch.cat([pack_vector(p, 32 if kind == "bias" else 16) for p in parts])
+        elif kind == "transposed":
+            packed = pack_vector(self.value(spec.values[0]).T.flatten())
         elif kind == "integers":
             packed = self.value(spec.values[0]).to(torch.int64).contiguous().view(torch.uint8).flatten()
         elif kind == "input_scale":

@@ -8,7 +8,7 @@ import threading
 import time
 from _ctypes import dlclose
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..artifact import Artifact, layout_digest
 from ..cpu_info import LEVELS, available_levels
 from ..sampling import Draw, SamplingRow
 
-ABI = 2
+ABI = 3
 Ints = npt.NDArray[np.int32]
 
 
@@ -28,7 +28,8 @@ class Batch:
     """A step's tokens, packed: all arrays int32.
 
     ids [T], positions [T]; start [S+1]: where each sequence's tokens begin; pos [S]: the position of its first one;
-    block_tables [S, max_blocks]; row_tokens [R]: the tokens whose logits are wanted.
+    block_tables [S, max_blocks]; row_tokens [R]: the tokens whose logits are wanted; slots [S]: where the states of
+    recurrent layers lie (empty for a model without any).
     """
 
     ids: Ints
@@ -37,11 +38,12 @@ class Batch:
     pos: Ints
     block_tables: Ints
     row_tokens: Ints
+    slots: Ints = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class _Batch(ctypes.Structure):
     _fields_ = [(n, ctypes.c_int32) for n in ("tokens", "sequences", "rows", "max_blocks")] + [
-        (n, ctypes.c_void_p) for n in ("ids", "positions", "start", "pos", "block_tables", "row_tokens")
+        (n, ctypes.c_void_p) for n in ("ids", "positions", "start", "pos", "block_tables", "row_tokens", "slots")
     ]
 
 
@@ -93,6 +95,7 @@ class CpuExecutor:
         max_rows: int,
         context: int,
         blocks: int,
+        slots: int = 0,
         isa: str = "",
     ) -> None:
         if not artifact.has("weights/model.safetensors"):
@@ -109,17 +112,22 @@ class CpuExecutor:
         names = [n for n, _ in artifact.manifest["weights"]]
         pointers = (ctypes.c_void_p * len(names))(*[base + tensors[n][0] for n in names])
         self._max_rows = max_rows
-        self._step = self._library.llmc_create(pointers, threads, max_tokens, max_sequences, max_rows, context, blocks)
+        if slots < 1 and self._library.llmc_state_bytes_per_slot():
+            raise ArtifactError(
+                f"{artifact.path.name}: its kernels keep states that its memory plan does not list", "fetch or compile it again"
+            )
+        self._step = self._library.llmc_create(pointers, threads, max_tokens, max_sequences, max_rows, context, blocks, slots)
         if not self._step:
             raise EnvironmentLacks(
-                f"no memory for {blocks} cache blocks, or no threads", "give a smaller --kv-cache or --max-batch"
+                f"no memory for {blocks} cache blocks and {slots} states, or no threads",
+                "give a smaller --kv-cache or --max-batch",
             )
 
     def run(self, batch: Batch) -> None:
         """Compute a step; `logits` then holds its rows."""
         arrays = [
             np.ascontiguousarray(a, dtype=np.int32)
-            for a in (batch.ids, batch.positions, batch.start, batch.pos, batch.block_tables, batch.row_tokens)
+            for a in (batch.ids, batch.positions, batch.start, batch.pos, batch.block_tables, batch.row_tokens, batch.slots)
         ]
         raw = _Batch(
             batch.ids.size, batch.pos.size, batch.row_tokens.size, batch.block_tables.shape[1], *[a.ctypes.data for a in arrays]
@@ -174,6 +182,10 @@ class CpuExecutor:
 
     def copy_block(self, source: int, target: int) -> None:
         self._library.llmc_copy_block(self._step, source, target)
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy the states of recurrent layers from one slot to another."""
+        self._library.llmc_copy_state(self._step, source, target)
 
     def profile(self, on: bool) -> None:
         """Start (and clear) or stop timing each kernel."""
@@ -274,13 +286,14 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         )
     for function, result, arguments in (
         ("llmc_layout", ctypes.c_char_p, []),
-        ("llmc_usable", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 6]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
+        ("llmc_usable", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 7]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
         ("llmc_logits", pointer, [pointer]), ("llmc_sample", integer, [pointer, pointer, integer, integer, pointer, pointer, integer, pointer, pointer]),
-        ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]),
+        ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]), ("llmc_copy_state", integer, [pointer, integer, integer]),
         ("llmc_profile", None, [pointer, integer]), ("llmc_kernel_count", integer, []), ("llmc_kernel_name", ctypes.c_char_p, [integer]),
         ("llmc_peak_read", ctypes.c_int64, [pointer, ctypes.c_int64]), ("llmc_peak_float", ctypes.c_float, [ctypes.c_int64, ctypes.c_float]), ("llmc_peak_float_operations", integer, []),
         ("llmc_peak_int8", ctypes.c_int32, [ctypes.c_int64, ctypes.c_int32]), ("llmc_peak_int8_operations", integer, []),
         ("llmc_kernel_seconds", ctypes.c_double, [pointer, integer]), ("llmc_kernel_calls", ctypes.c_int64, [pointer, integer]), ("llmc_cache_bytes_per_block", ctypes.c_int64, []),
+        ("llmc_state_bytes_per_slot", ctypes.c_int64, []),
     ):  # fmt: skip
         found = getattr(library, function)
         found.restype, found.argtypes = result, arguments

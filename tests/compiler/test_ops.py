@@ -48,6 +48,44 @@ def test_every_op_has_a_test_here():
     assert not missing, missing
 
 
+def test_causal_conv(draw):
+    x, weight, bias = draw(1, T, 4), draw(4, 3), draw(4)
+    wanted = F.conv1d(F.pad(x[0].T[None], (2, 0)), weight[:, None], bias, groups=4)[0].T[None]
+    same(run("causal_conv", x, weight, bias, bias=True), wanted)
+    apart = torch.cat([run("causal_conv", x[:, i], weight) for i in ([0, 2, 5, 0, 0, 0], [1, 3, 4, 0, 0, 0])], 1)
+    got = run("causal_conv", x, weight, sequences=torch.tensor([0, 1, 0, 1, 1, 0]))
+    same(got[:, [0, 2, 5, 1, 3, 4]], apart[:, [0, 1, 2, 6, 7, 8]])
+
+
+def test_recurrence(draw):
+    """Against the state written as sums over the tokens before, and against transformers' own recurrent functions."""
+    from transformers.models.kimi_linear import modeling_kimi_linear as kimi
+    from transformers.models.mamba import modeling_mamba as mamba
+    from transformers.models.qwen3_next import modeling_qwen3_next as qwen
+
+    q, k, v, g = draw(1, T, 2, 3), draw(1, T, 2, 3), draw(1, T, 4, 5), -draw(1, T, 4).abs()
+    wide = [t.repeat_interleave(2, 2)[0] for t in (q, k)]
+    upto = g[0].cumsum(0)
+    decay = (upto[:, None] - upto[None]).exp() * torch.ones(T, T).tril()[..., None]
+    scores = torch.einsum("thn,shn->tsh", *wide) * decay
+    same(run("recurrence", q, k, v, g), torch.einsum("tsh,shp->thp", scores, v[0])[None], 1e-10)
+
+    beta, each = draw(1, T, 4).sigmoid(), -draw(1, T, 4, 3).abs()
+    q4, k4 = (F.normalize(draw(1, T, 4, 3), dim=-1) for _ in "qk")
+    scale = 3**-0.5
+    wanted = qwen.torch_recurrent_gated_delta_rule(q4, k4, v, g, beta, None, False)[0]
+    same(run("recurrence", q4 * scale, k4, v, g, beta, delta=True), wanted, 1e-6)
+    wanted = kimi.recurrent_kimi_delta_attention(q4, k4, v, each, beta, None, False)[0]
+    same(run("recurrence", q4 * scale, k4, v, each, beta, delta=True), wanted, 1e-6)
+
+    x, dt, rates, b, c = draw(1, 7, T), draw(1, 7, T).abs(), -draw(7, 3).abs(), draw(1, 3, T), draw(1, 3, T)
+    wanted = mamba.mamba_selective_scan(x, dt, rates, b, c)
+    step = dt.transpose(1, 2)
+    keys = [t.transpose(1, 2)[:, :, None] for t in (c, b)]
+    got = run("recurrence", *keys, (step * x.transpose(1, 2))[..., None], step, rates.T, rates=True)
+    same(got[..., 0].transpose(1, 2), wanted, 1e-6)
+
+
 def test_layout_ops(draw):
     x = draw(1, T, 6)
     same(run("view", x, shape="1,6,2,3"), x.reshape(1, T, 2, 3))

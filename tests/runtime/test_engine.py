@@ -13,6 +13,7 @@ from llmc.runtime.blocks import BLOCK, BlockPool
 from llmc.runtime.engine import Engine, FinishEvent, PromptEvent, Request, TokenEvent
 from llmc.runtime.sampling import SamplingParams
 from llmc.runtime.scheduler import Scheduler
+from llmc.runtime.states import StatePool
 
 
 class Clock:
@@ -22,10 +23,11 @@ class Clock:
         return self.now
 
 
-def engine_with(blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_waiting=1024, context=None):
-    clock = Clock()
+def engine_with(blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_waiting=1024, context=None, slots=0):
+    clock, executor = Clock(), FakeExecutor(blocks, slots)
     scheduler = Scheduler(
         BlockPool(blocks),
+        StatePool(slots, executor.copy_state),
         max_tokens=max_tokens,
         max_sequences=max_sequences,
         max_rows=max_rows,
@@ -33,7 +35,7 @@ def engine_with(blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_wai
         max_waiting=max_waiting,
         clock=clock,
     )
-    return Engine(FakeExecutor(blocks), scheduler, clock), clock
+    return Engine(executor, scheduler, clock), clock
 
 
 def request(prompt, *, n=1, priority=0, timeout_s=None, prompt_logprobs=None, **params):
@@ -336,9 +338,13 @@ def test_forcing_collects_every_position_under_preemption(random):
 class Any(RuleBasedStateMachine):
     """Requests come, are cancelled and expire in any order; after every step the pool is whole, and at the end all is told."""
 
+    slots = 0
+
     def __init__(self):
         super().__init__()
-        self.engine, self.clock = engine_with(blocks=5, max_tokens=20, max_sequences=3, max_rows=6, max_waiting=6)
+        self.engine, self.clock = engine_with(
+            blocks=5, max_tokens=20, max_sequences=3, max_rows=6, max_waiting=6, slots=self.slots
+        )
         self.requests = []
         self.given_up = set()
 
@@ -416,3 +422,63 @@ class Any(RuleBasedStateMachine):
 
 Any.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestAny = Any.TestCase
+
+
+class AnyWithStates(Any):
+    """The same for a model with recurrent layers: each sequence's state is its own prefix's."""
+
+    slots = 5
+
+
+class AnyWithFewStates(Any):
+    slots = 2
+
+
+AnyWithStates.TestCase.settings = AnyWithFewStates.TestCase.settings = Any.TestCase.settings
+TestAnyWithStates, TestAnyWithFewStates = AnyWithStates.TestCase, AnyWithFewStates.TestCase
+
+
+def test_states_are_restored_from_the_last_block_of_a_shared_prompt():
+    engine, _ = engine_with(blocks=16, max_tokens=512, slots=8)
+    first, second = request(range(45)), request([*range(45), 7, 8])
+    for r in (first, second):
+        engine.submit(r)
+        finish(engine)
+        assert tokens(r) == expected(r)
+    assert engine.executor.steps[:2] == [32, 13], "the prompt is cut where a snapshot can be used again"
+    assert sum(engine.executor.steps) == 45 + 3 + 15 + 3
+    assert engine.scheduler.states.used == 0
+
+
+def test_a_conversation_goes_on_from_what_was_generated():
+    engine, _ = engine_with(blocks=16, max_tokens=512, slots=8)
+    first = request(range(20), max_tokens=50)
+    engine.submit(first)
+    finish(engine)
+    before = sum(engine.executor.steps)
+    second = request([*range(20), *tokens(first), 3], max_tokens=1)
+    engine.submit(second)
+    finish(engine)
+    assert tokens(second) == expected(second)
+    assert sum(engine.executor.steps) - before == 71 - 64
+
+
+def test_a_snapshot_goes_with_its_blocks():
+    engine, _ = engine_with(blocks=3, max_tokens=512, slots=4)
+    for start in (0, 100, 200):
+        r = request(range(start, start + 70), max_tokens=1)
+        r.prompt %= VOCABULARY
+        engine.submit(r)
+        finish(engine)
+    assert len(engine.scheduler.states._snapshots) <= 1
+    engine.scheduler.check_integrity()
+
+
+def test_fewer_slots_than_requests_only_make_them_wait():
+    engine, _ = engine_with(blocks=32, max_tokens=512, slots=1)
+    requests = [request(range(i, i + 40), n=2) for i in range(4)]
+    for r in requests:
+        engine.submit(r)
+    finish(engine)
+    for r in requests:
+        assert [tokens(r, i) for i in range(2)] == [expected(r, i) for i in range(2)]
