@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-formats test-interop lint types imports docs-check bench sweep sanitize sanitize-aarch64 clean help
+.PHONY: demo test test-formats test-interop lint types imports docs-check bench sweep plans sanitize sanitize-aarch64 clean help
 
 help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint types imports docs-check   the other checks of .ci/run"
 	@echo "make bench  compare with llama.cpp on this machine (builds it first)"
 	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
+	@echo "make plans  what large models need, from their configurations alone"
 	@echo "make test-formats   compile every checkpoint that other tools wrote, not a tenth of them"
 	@echo "make test-interop   other people's tools load what llmc exports (installs them first)"
 	@echo "make sanitize   kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -67,6 +68,9 @@ sanitize: $(STAMP)
 
 sweep: $(STAMP)
 	$(BIN)/python -m benchmarks.sweep --bf16 --out docs/models.md
+
+plans: $(STAMP)
+	$(BIN)/python -m benchmarks.plans
 
 bench: $(STAMP) $(MODEL)
 	$(BIN)/python -m benchmarks.compare $(MODEL) --out benchmarks/results

@@ -126,7 +126,7 @@ def compile(
 
     tools = toolchain(settings.cc)
     with progress.stage("capture", f"Reading {source}"):
-        checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code)
+        checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code, weights=settings.weights == "all")
         _refuse_overwriting(target, checkpoint, force)
         dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
         cache = checkpoint.cache if settings.kv_dtype == "auto" and settings.quant == "none" else None
@@ -197,7 +197,7 @@ def _compile_auto(
 
     progress = Progress(quiet)
     with progress.stage("capture", f"Reading {source}"):
-        checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code)
+        checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code, weights=settings.weights == "all")
         _refuse_overwriting(out, checkpoint, force)
         dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
         captured, imported = front_end(checkpoint, dtype, _context(checkpoint, settings.context), settings.trust_remote_code)
@@ -627,7 +627,7 @@ def _manifest(
         ],
         "quant": quantization_report(graph),
         "weights": [list(item) for item in weights.listed] if weights is not None else [],
-        "memory_plan": _memory_plan(rendered, weights),
+        "memory_plan": _memory_plan(rendered),
         "fallbacks": rendered.lowered.fallbacks,
         "notes": list(captured.notes)
         + (
@@ -640,9 +640,10 @@ def _manifest(
     }
 
 
-def _memory_plan(rendered: Rendered, weights: Any) -> dict[str, int]:
+def _memory_plan(rendered: Rendered) -> dict[str, int]:
     """Bytes of the weights, of a cache block and of a request's states over all layers, and of the buffers at the default step size."""
     from .codegen.cpu.lower import assign_slots
+    from .codegen.cpu.weights import packed_bytes
     from .runtime.plan import BLOCK
 
     element = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "e4m3": 1}
@@ -659,7 +660,7 @@ def _memory_plan(rendered: Rendered, weights: Any) -> dict[str, int]:
         + rendered.lowered.limits["shared_row_bytes"] * tokens
     )
     return {
-        "weight_bytes": sum(n for _, n in weights.listed) if weights is not None else 0,
+        "weight_bytes": sum(map(packed_bytes, rendered.lowered.weights)),
         "cache_bytes_per_block": block,
         "state_bytes_per_request": 4 * sum(rendered.lowered.states),
         "buffer_bytes": buffers,

@@ -21,6 +21,9 @@ NAMED_OTHERWISE = (
 )
 OLD_NAMES = ("gpt2", "gptj", "bloom", "mpt", "dbrx", "gpt_bigcode", "codegen", "gpt_neo", "xglm")
 
+VISION: dict[str, Any] = {'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'image_size': 32, 'patch_size': 16}  # fmt: skip
+QWEN_VISION: dict[str, Any] = {'hidden_size': 32, 'intermediate_size': 48, 'depth': 1, 'num_heads': 2, 'out_hidden_size': 64}  # fmt: skip
+
 CONFIGS: dict[str, dict[str, Any]] = {
     'llama': {'head_dim': 16},
     'llama@llama3': {'head_dim': 16, 'rope_parameters': {'rope_theta': 10000.0, 'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 64}},
@@ -34,7 +37,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'gemma2': {'head_dim': 16, 'sliding_window': 8, 'query_pre_attn_scalar': 32, 'layer_types': ['sliding_attention', 'full_attention']},
     'gemma3_text': {'head_dim': 16, 'sliding_window': 8, 'query_pre_attn_scalar': 32, 'layer_types': ['sliding_attention', 'full_attention']},
     'gemma3n_text': {'head_dim': 16, 'num_hidden_layers': 4, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention'], 'num_kv_shared_layers': 2, 'vocab_size_per_layer_input': 256, 'hidden_size_per_layer_input': 16, 'laurel_rank': 8, 'altup_num_inputs': 2, 'activation_sparsity_pattern': [0.5, 0.5, 0.0, 0.0], 'intermediate_size': [96, 96, 96, 96]},
-    'gemma4_text': {'head_dim': 16, 'num_hidden_layers': 4, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention']},
+    'gemma4_text': {'head_dim': 16, 'vocab_size_per_layer_input': 256, 'hidden_size_per_layer_input': 16, 'per_layer_config': {'01': {'head_dim': 32}, '03': {'head_dim': 32}}, 'num_hidden_layers': 4, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention']},
     'phi': {'partial_rotary_factor': 0.5},
     'phi3': {'sliding_window': None, 'original_max_position_embeddings': 64},
     'phi3@longrope': {'original_max_position_embeddings': 64, 'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 10000.0, 'short_factor': [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7000000000000002], 'long_factor': [2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7], 'original_max_position_embeddings': 64}},
@@ -100,7 +103,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'dbrx': {'d_model': 64, 'n_heads': 4, 'n_layers': 2, 'max_seq_len': 256, 'ffn_config': {'hidden_size': 64, 'ffn_hidden_size': 48, 'moe_num_experts': 4, 'moe_top_k': 2}, 'attn_config': {'kv_n_heads': 2, 'clip_qkv': 8, 'rope_theta': 10000.0}},
     'longcat_flash': {'num_layers': 2, 'ffn_hidden_size': 96, 'expert_ffn_hidden_size': 48, 'n_routed_experts': 8, 'zero_expert_num': 2, 'moe_topk': 2, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'num_key_value_heads': 4, 'head_dim': 8},
     'kimi_linear': {'layer_types': ['linear_attention', 'full_attention'], 'kv_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 16, 'num_key_value_heads': 4},
-    'mimo_v2_flash': {},
+    'mimo_v2_flash': {'head_dim': 24, 'v_head_dim': 16, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'sliding_window': 8, 'layer_types': ['full_attention', 'sliding_attention']},
     'doge': {'num_experts': 16, 'is_moe': False},
     'vaultgemma': {'head_dim': 16, 'sliding_window': 8, 'query_pre_attn_scalar': 32, 'layer_types': ['sliding_attention', 'full_attention']},
     'ministral': {'head_dim': 16, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention']},
@@ -121,6 +124,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'gpt_neo': {'hidden_size': 64, 'num_layers': 2, 'num_heads': 4, 'attention_types': [[['global', 'local'], 1]], 'window_size': 8},
     'glm4_moe_lite': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4},
     'minicpm3': {'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 16, 'num_key_value_heads': 4},
+    'axk1': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4},
+    'inkling_text': {'head_dim': 16, 'swa_num_attention_heads': 4, 'swa_num_key_value_heads': 2, 'swa_head_dim': 16, 'sliding_window_size': 8, 'd_rel': 8, 'rel_extent': 16, 'moe_intermediate_size': 48, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'n_shared_experts': 1},
+    'kolibri1': {'head_dim': 16, 'sliding_window': 9, 'moe_intermediate_size': 48, 'num_local_experts': 8, 'num_experts_per_tok': 2, 'shared_expert_intermediate_size': 48},
+    'qwen4_exp_text': {'head_dim': 16, 'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'shared_expert_intermediate_size': 48, 'linear_num_value_heads': 4, 'linear_num_key_heads': 2, 'linear_key_head_dim': 16, 'linear_value_head_dim': 16, 'hc_count': 2, 'hc_lowrank': 16, 'ple_embed_dim': 32, 'layer_types': ['linear_attention', 'full_attention']},
+    'cohere_compass_text': {'head_dim': 16, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'], 'rope_parameters': {k: {'rope_type': 'default', 'rope_theta': 10000.0} for k in ('sliding_attention', 'full_attention')}},
+    'zamba': {'attention_hidden_size': 128, 'attention_head_dim': 32, 'num_key_value_heads': 4, 'num_hidden_layers': 3, 'layers_block_type': ['mamba', 'hybrid', 'mamba'], 'mamba_d_state': 8, 'mamba_dt_rank': 8, 'use_mamba_kernels': False},
+    **{kind: {'is_decoder': True} for kind in ('bert', 'bert-generation', 'big_bird', 'camembert', 'data2vec-text', 'electra', 'ernie', 'megatron-bert', 'rembert', 'roberta', 'roberta-prelayernorm', 'roc_bert', 'roformer', 'xlm-roberta', 'xlm-roberta-xl')},
+    'xmod': {'is_decoder': True, 'default_language': 'en_XX', 'languages': ['en_XX']},
+    'gemma3': {'text_config': {'head_dim': 16, 'sliding_window': 8, 'query_pre_attn_scalar': 32, 'layer_types': ['sliding_attention', 'full_attention']}, 'vision_config': VISION},
+    'gemma4': {'text_config': {'head_dim': 16, 'vocab_size_per_layer_input': 256, 'hidden_size_per_layer_input': 16, 'num_hidden_layers': 4, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention'], 'per_layer_config': {'01': {'head_dim': 32}, '03': {'head_dim': 32}}}, 'vision_config': VISION, 'audio_config': None},
+    'gemma4_unified': {'text_config': {'head_dim': 16, 'vocab_size_per_layer_input': 256, 'hidden_size_per_layer_input': 16, 'num_hidden_layers': 4, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention'], 'per_layer_config': {'01': {'head_dim': 32}, '03': {'head_dim': 32}}}, 'vision_config': VISION, 'audio_config': None},
+    'llama4': {'text_config': {'head_dim': 16, 'intermediate_size_mlp': 96, 'num_local_experts': 4, 'num_experts_per_tok': 1, 'attention_chunk_size': 8, 'no_rope_layers': [1, 0], 'interleave_moe_layer_step': 2, 'layer_types': ['chunked_attention', 'full_attention']}, 'vision_config': {**VISION, 'vision_output_dim': 32, 'projector_input_dim': 32, 'projector_output_dim': 32}},
+    'mllama': {'text_config': {'cross_attention_layers': [1], 'num_hidden_layers': 3}, 'vision_config': {**VISION, 'num_global_layers': 1, 'vision_output_dim': 32, 'intermediate_layers_indices': [0]}},
+    'emu3': {'text_config': {}, 'vq_config': {'base_channels': 32, 'num_res_blocks': 1, 'channel_multiplier': [1, 1], 'codebook_size': 64, 'embed_dim': 8, 'latent_channels': 8}},
+    'qwen3_5': {'text_config': {'head_dim': 16, 'layer_types': ['linear_attention', 'full_attention'], 'linear_num_value_heads': 4, 'linear_num_key_heads': 2, 'linear_key_head_dim': 16, 'linear_value_head_dim': 16}, 'vision_config': QWEN_VISION},
+    'qwen3_5_moe': {'text_config': {'head_dim': 16, 'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'shared_expert_intermediate_size': 48, 'layer_types': ['linear_attention', 'full_attention'], 'linear_num_value_heads': 4, 'linear_num_key_heads': 2, 'linear_key_head_dim': 16, 'linear_value_head_dim': 16}, 'vision_config': QWEN_VISION},
+    'got_ocr2': {'text_config': {}, 'vision_config': VISION},
+    'prophetnet': {'num_encoder_layers': 2, 'num_decoder_layers': 2, 'num_encoder_attention_heads': 4, 'num_decoder_attention_heads': 4, 'encoder_ffn_dim': 96, 'decoder_ffn_dim': 96},
+    'reformer': {'is_decoder': True, 'axial_pos_shape': [16, 16], 'axial_pos_embds_dim': [32, 32], 'attn_layers': ['local', 'local'], 'attention_head_size': 16, 'feed_forward_size': 96},
     'plbart': {'d_model': 64, 'decoder_layers': 2, 'decoder_attention_heads': 4, 'decoder_ffn_dim': 96, 'encoder_attention_heads': 4},
     'whisper': {'d_model': 64, 'decoder_layers': 2, 'decoder_attention_heads': 4, 'decoder_ffn_dim': 96, 'encoder_attention_heads': 4, 'max_target_positions': 256},
 }  # fmt: skip
@@ -145,10 +167,14 @@ def make_config(key: str, **changes: Any) -> Any:
 
     kind = key.partition("@")[0]
     own = CONFIGS.get(key, {})
-    fields = {**COMMON, **own, **changes}
+    if "text_config" in own:
+        fields = {**own, **changes, "text_config": {**COMMON, **own["text_config"]}}
+    else:
+        fields = {**COMMON, **own, **changes}
+    if kind == "prophetnet":
+        del fields["num_hidden_layers"]
     if kind in OLD_NAMES:
         fields = {k: v for k, v in fields.items() if k not in NAMED_OTHERWISE or k in own}
         if kind in ("gpt2", "gptj", "mpt", "dbrx", "gpt_bigcode", "codegen", "xglm"):
             fields.pop("hidden_size", None)
-    config = AutoConfig.for_model(kind, **fields)
-    return config.get_text_config(decoder=True) if not hasattr(config, "vocab_size") else config
+    return AutoConfig.for_model(kind, **fields)

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plans
 from benchmarks.architectures import keys, make_config
 
 TOKENS = 40
@@ -166,6 +167,7 @@ def table(rows: list[Row]) -> str:
         half = f"{row.error_bf16:.1e}" if row.error_bf16 else ""
         reason = re.sub(r'"[^"]*/site-packages/', '"', row.reason or ", ".join(row.fallbacks)).replace("|", "\\|")
         lines.append(f"| {row.key} | {words[row.status]} | {error} | {half} | {reason} |")
+    lines += plans.table(json.loads(plans.RESULTS.read_text())) if plans.RESULTS.exists() else []
     return "\n".join(lines) + "\n"
 
 
@@ -174,11 +176,16 @@ def main() -> int:
     parser.add_argument("keys", nargs="*", help="configurations (default: all)")
     parser.add_argument("--out", default="")
     parser.add_argument("--json", default="")
+    parser.add_argument("--again", action="store_true", help="write --out from --json without running anything")
     parser.add_argument("--bf16", action="store_true", help="bf16 checkpoints as well")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    chosen = options.keys or keys()
+    if options.again:
+        rows = [Row(**fields) for fields in json.loads(Path(options.json).read_text())]
+        Path(options.out).write_text(table(rows))
+        return 0
     rows: list[Row] = []
+    chosen = options.keys or keys()
     fresh = 24 * options.workers  # configurations before new processes take over: torch.export leaves much behind
     for start in range(0, len(chosen), fresh):
         with concurrent.futures.ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import CheckpointError, UnsupportedError
 from .ir.reference import TORCH_DTYPE
+from .loops import without_loops
 from .mixers import opaque_mixers
 
 if TYPE_CHECKING:
@@ -269,15 +270,25 @@ class _Step(torch.nn.Module):
         passes_on = any(p.kind == p.VAR_KEYWORD for p in own.values())
         self.takes_positions = "position_ids" in own or ("position_ids" in inner and passes_on)
         self.takes_rows = "logits_to_keep" in own
+        self.first_position = _first_position(model) if self.takes_positions else 0
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, logits_rows: torch.Tensor) -> torch.Tensor:
         options: dict[str, Any] = {"use_cache": False}
         if self.takes_positions:
-            options["position_ids"] = position_ids
+            options["position_ids"] = position_ids + self.first_position if self.first_position else position_ids
         if self.takes_rows:
             options["logits_to_keep"] = logits_rows
         logits = self.m(input_ids=input_ids, **options).logits
         return logits if self.takes_rows else logits[:, logits_rows]
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """The position that a model gives its first token when nobody gives any: 0, or, where padding has one of its own, the next."""
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if hasattr(module, "create_position_ids_from_input_ids") and isinstance(padding, int):
+            return padding + 1
+    return 0
 
 
 def capture(config: PretrainedConfig, dtype: str, context: int, *, trust_remote_code: bool = False) -> Captured:
@@ -305,11 +316,11 @@ def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str,
     ids = torch.zeros(1, 12, dtype=torch.int64, device="meta")
     rows = torch.zeros(5, dtype=torch.int64, device="meta")
     _recorder.gates = {}
-    with opaque_mixers(model):
+    with opaque_mixers(model), without_loops(model) as gates:
         program = _export(step, (ids, ids.clone(), rows))
     if not step.takes_positions:
         notes.append("the model computes its own positions")
-    return Captured(program.run_decompositions({}), model, buffers, dict(_recorder.gates), notes)
+    return Captured(program.run_decompositions({}), model, buffers, {**_recorder.gates, **gates}, notes)
 
 
 @contextlib.contextmanager

@@ -137,17 +137,17 @@ class BoundWeights:
         return [root, *(k for k, v in self._tied.items() if v == root)]
 
 
-def open_checkpoint(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Open SRC: a folder, a `.gguf` file or a hub id. Raises CheckpointError or EnvironmentLacks."""
+def open_checkpoint(source: str, *, trust_remote_code: bool = False, weights: bool = True) -> Checkpoint:
+    """Open SRC: a folder, a `.gguf` file or a hub id; `weights=False` is content with a config alone. Raises CheckpointError or EnvironmentLacks."""
     path = Path(source)
     if path.is_file():
         if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
             return _open_gguf(path)
         raise CheckpointError(f"{source} is a file, but not GGUF", "give the folder that holds config.json, or a .gguf file")
     if path.is_dir():
-        return _open_folder(path, source, trust_remote_code)
+        return _open_folder(path, source, trust_remote_code, weights)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith((".", "/")):
-        return _open_folder(_download(source), source, trust_remote_code)
+        return _open_folder(_download(source, weights), source, trust_remote_code, weights)
     raise CheckpointError(
         f"{source} does not exist", "give a folder with config.json, a .gguf file, or a hub id such as org/model"
     )
@@ -158,11 +158,11 @@ def _starts_with(path: Path, magic: bytes) -> bool:
         return stream.read(len(magic)) == magic
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]
+    patterns = ["*.json", "*.jinja", "tokenizer*", "*.model", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
@@ -185,14 +185,14 @@ def _download(repo: str) -> Path:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _open_folder(path: Path, source: str, trust_remote_code: bool) -> Checkpoint:
+def _open_folder(path: Path, source: str, trust_remote_code: bool, weights: bool) -> Checkpoint:
     import torch
 
     raw = _read_json(path / "config.json", source)
     _refuse_remote_code(raw, source, trust_remote_code)
     config = _load_config(path, source, trust_remote_code)
     metadata: dict[str, str] = {}
-    readers, files = _weight_readers(path, source, metadata)
+    readers, files = _weight_readers(path, source, metadata, weights)
     declared = getattr(config, "dtype", None) or _most_common_dtype(readers)
     names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
     dtype = names.get(declared if isinstance(declared, torch.dtype) else getattr(torch, str(declared), torch.float32), "f32")
@@ -259,7 +259,7 @@ def _load_config(path: Path, source: str, trusted: bool) -> PretrainedConfig:
 
 
 def _weight_readers(
-    path: Path, source: str, metadata: dict[str, str]
+    path: Path, source: str, metadata: dict[str, str], required: bool
 ) -> tuple[dict[str, Callable[[], torch.Tensor]], list[Path]]:
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (path / index_name).exists():
@@ -277,6 +277,8 @@ def _weight_readers(
         files = sorted(path.glob(pattern))
         if files:
             return _read_files(files, source, metadata), files
+    if not required:
+        return {}, []
     raise CheckpointError(f"{source} holds no weights", "expected *.safetensors, pytorch_model*.bin, or a .gguf file")
 
 

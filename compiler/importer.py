@@ -44,7 +44,7 @@ from .ir.reference import IR_DTYPE
 from .ir.types import Dim, Sym, TensorType, product
 
 Arg = Any
-Handler = Callable[["_Importer", torch.fx.Node, list[Arg], dict[str, Arg]], "Value | tuple[Value, ...] | int"]
+Handler = Callable[["_Importer", torch.fx.Node, list[Arg], dict[str, Arg]], "Value | tuple[Value, ...] | Padded | int"]
 
 
 @dataclass
@@ -103,6 +103,15 @@ class _Importer:
 
     def view(self, x: Value, shape: Sequence[Dim]) -> Value:
         return x if tuple(shape) == x.type.shape else self.emit(View(shape_text(shape)), x)
+
+    def uniform(self, x: Value) -> float | None:
+        """The number that every element of a value is, where that is plain to see."""
+        made = next((n for n in reversed(self.nodes) if x in n.outputs), None)
+        if made is None:
+            return None
+        if isinstance(made.op, Full):
+            return made.op.value
+        return self.uniform(made.inputs[0]) if isinstance(made.op, View | Expand | Permute | Cast | Slice) else None
 
     # --- types ----------------------------------------------------------------------------------------------------
 
@@ -334,6 +343,12 @@ def _div(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, 
     return _binary("floor_div" if mode else "div")(im, node, args, {})  # type: ignore[return-value]
 
 
+def _log_sigmoid(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """log σ(x) = −softplus(−x)."""
+    kind = _out(im, node).dtype
+    return im.emit(Pointwise("neg", kind), im.emit(Pointwise("softplus", kind), im.emit(Pointwise("neg", kind), args[0])))
+
+
 def _pow(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     out = _out(im, node).dtype
     special = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
@@ -423,6 +438,12 @@ def _slice(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str
         raise UnsupportedError(f"a slice of the token dimension is not batch invariant{im.place()}")
     start = args[2] if len(args) > 2 and args[2] is not None else 0
     stop = args[3] if len(args) > 3 and args[3] is not None else size
+    computed = len(args) > 2 and isinstance(node.args[2], torch.fx.Node)
+    if isinstance(out.shape[dim], Sym) and computed and stop >= size:  # the last T
+        places = im.emit(Iota(str(TensorType("i64", (out.shape[dim],))), 0, 1))
+        last = im.emit(Reduce("max", (0,), True, "i64"), places)
+        back = im.emit(Pointwise("sub", "i64"), im.scalar(size - 1, "i64"), last)
+        return im.emit(IndexSelect(dim), x, im.emit(Pointwise("add", "i64"), places, back))
     if not (isinstance(start, int) and isinstance(stop, int)):  # the first T of something that was made for the longest sequence
         if start != 0 or not isinstance(out.shape[dim], Sym) or (len(args) > 4 and args[4] != 1):
             raise UnsupportedError(f"a slice from {start} to {stop} of {size} is not supported{im.place()}")
@@ -493,9 +514,17 @@ def _slice_scatter(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: 
     stop = args[4] if len(args) > 4 and args[4] is not None else size
     if src.type == base.type:
         return src
-    if not isinstance(size, int) or (len(args) > 5 and args[5] != 1):
+    if not isinstance(size, int):
         raise UnsupportedError(f"a slice of the token dimension is overwritten{im.place()}")
     stop = min(stop, size)
+    step = args[5] if len(args) > 5 else 1
+    if step != 1:
+        taken = range(start, stop, step)
+        mixed = [
+            im.emit(Slice(dim, taken.index(i), taken.index(i) + 1), src) if i in taken else im.emit(Slice(dim, i, i + 1), base)
+            for i in range(size)
+        ]
+        return im.emit(Concat(dim), *mixed)
     parts = [src]
     if start > 0:
         parts.insert(0, im.emit(Slice(dim, 0, start), base))
@@ -504,11 +533,27 @@ def _slice_scatter(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: 
     return im.emit(Concat(dim), *parts) if len(parts) > 1 else src
 
 
+def _select_scatter(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """One index of a dimension overwritten."""
+    base, src, dim, index = args
+    dim %= len(base.type.shape)
+    size = base.type.shape[dim]
+    if not isinstance(size, int):
+        raise UnsupportedError(f"one token is overwritten by its place in the batch{im.place()}")
+    index %= size
+    shape = base.type.shape
+    return _slice_scatter(im, node, [base, im.view(src, (*shape[:dim], 1, *shape[dim + 1 :])), dim, index, index + 1], {})
+
+
 def _repeat(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     x, counts = args
     x = im.view(x, (1,) * (len(counts) - len(x.type.shape)) + x.type.shape)
     for dim, count in enumerate(counts):
-        if count != 1:
+        shape = x.type.shape
+        if count != 1 and isinstance(shape[dim], Sym):
+            copies = im.emit(Expand(shape_text((*shape[:dim], count, *shape[dim:]))), im.view(x, (*shape[:dim], 1, *shape[dim:])))
+            x = im.view(copies, (*shape[:dim], product((shape[dim], count)), *shape[dim + 1 :]))
+        elif count != 1:
             x = im.emit(Concat(dim), *[x] * count)
     return x
 
@@ -550,6 +595,40 @@ def _std(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, 
     square = im.emit(Reduce("mean", (rank - 1,), True, kind), im.emit(Pointwise("square", kind), centred))
     scaled = im.emit(Pointwise("mul", kind), square, im.scalar(size / (size - correction), kind))
     return im.view(im.emit(Pointwise("sqrt", kind), scaled), out.shape)
+
+
+def _vector_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """(Σ |x|^p)^(1/p) over dimensions."""
+    names = ("x", "ord", "dim", "keepdim")
+    given = {"ord": 2, "dim": None, "keepdim": False, **dict(zip(names, args, strict=False)), **kwargs}
+    x, power, kind = given["x"], float(given["ord"]), _out(im, node).dtype
+    rank = len(x.type.shape)
+    dims = (
+        range(rank)
+        if given["dim"] is None
+        else [d % rank for d in ([given["dim"]] if isinstance(given["dim"], int) else given["dim"])]
+    )
+    reduce = lambda fn, v: im.emit(Reduce(fn, tuple(dims), bool(given["keepdim"]), kind), v)  # noqa: E731
+    size = im.emit(Pointwise("abs", kind), im.cast(x, kind))
+    if power == math.inf:
+        return reduce("max", size)
+    if power == 1:
+        return reduce("sum", size)
+    if power == 2:
+        return im.emit(Pointwise("sqrt", kind), reduce("sum", im.emit(Pointwise("square", kind), size)))
+    raise UnsupportedError(f"a norm of order {power} is not supported{im.place()}")
+
+
+def _logsumexp(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """log Σ exp(x), from the largest."""
+    x, kind = args[0], _out(im, node).dtype
+    rank = len(x.type.shape)
+    dims = tuple(d % rank for d in ([args[1]] if isinstance(args[1], int) else args[1]))
+    keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+    most = im.emit(Reduce("max", dims, True, kind), x)
+    total = im.emit(Reduce("sum", dims, True, kind), im.emit(Pointwise("exp", kind), im.emit(Pointwise("sub", kind), x, most)))
+    out = im.emit(Pointwise("add", kind), im.emit(Pointwise("log", kind), total), most)
+    return out if keep else im.view(out, _out(im, node).shape)
 
 
 def _extreme(fn: str) -> Handler:
@@ -607,6 +686,9 @@ def _embedding(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict
 def _index(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     """x[:, …, index]: one index, of one dimension or as a table look-up of the first."""
     x, indices = args
+    number = im.uniform(x)
+    if number is not None:
+        return im.emit(Full(str(_out(im, node)), number))
     places = [i for i, index in enumerate(indices) if index is not None]
     if len(places) != 1 or indices[places[0]].type.dtype == "bool":
         raise UnsupportedError(f"indexing with several indices or a mask{im.place()}")
@@ -617,6 +699,22 @@ def _index(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str
         table = x if len(x.type.shape) == 2 else im.view(x, (*x.type.shape, 1))
         return im.view(im.emit(Embedding(), table, index), _out(im, node).shape)
     raise UnsupportedError(f"indexing dimension {dim} of {x.type} with {index.type}{im.place()}")
+
+
+def _index_put(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
+    """x[mask] = number."""
+    x, indices, values = args[:3]
+    mask = indices[0] if len(indices) == 1 else None
+    one = isinstance(values, Value) and product(values.type.shape) == 1
+    if (
+        not one
+        or not isinstance(mask, Value)
+        or mask.type.dtype != "bool"
+        or mask.type.shape != x.type.shape[: len(mask.type.shape)]
+    ):
+        raise UnsupportedError(f"numbers are put at computed places{im.place()}")
+    mask = im.view(mask, (*mask.type.shape, *(1 for _ in x.type.shape[len(mask.type.shape) :])))
+    return im.emit(Pointwise("where", x.type.dtype), mask, im.view(values, ()), x)
 
 
 def _index_select(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
@@ -691,7 +789,9 @@ def _baddbmm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[s
 def _pad(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value | Padded:
     """Zeros around the tokens (for a causal convolution, or a shift by one), or around static dimensions."""
     x, pads = args[0], args[1]
-    number = args[2] if len(args) > 2 else kwargs.get("value", 0)
+    mode, number = args[2:] if len(args) == 4 else ("constant", args[2] if len(args) == 3 else kwargs.get("value", 0))
+    if mode != "constant":
+        raise UnsupportedError(f"padding by {mode}{im.place()}")
     rank = len(x.type.shape)
     around = [(rank - 1 - i, pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2) if pads[2 * i] or pads[2 * i + 1]]
     moved = [p for p in around if isinstance(x.type.shape[p[0]], Sym)]
@@ -812,6 +912,7 @@ IGNORED = {
 
 HANDLERS: dict[str, Handler] = {
     **{f"aten.{n}": _unary(n) for n in ("neg", "exp", "log", "sqrt", "rsqrt", "reciprocal", "abs", "sin", "cos", "tanh", "sigmoid", "relu", "erf", "floor", "ceil", "round", "sign", "expm1", "log1p", "silu", "square")},
+    "aten.log_sigmoid": _log_sigmoid, "aten.logsigmoid": _log_sigmoid,
     "aten.logical_not": _unary("not"), "aten.bitwise_not": _unary("not"),
     "aten.add": _binary("add"), "aten.sub": _binary("sub"), "aten.mul": _mul, "aten.multiply": _binary("mul"), "aten.rsub": _binary("sub", swap=True),
     "aten.div": _div, "aten.true_divide": _div, "aten.floor_divide": _binary("floor_div"), "aten.remainder": _binary("mod"),
@@ -828,17 +929,17 @@ HANDLERS: dict[str, Handler] = {
     "aten.transpose": _permute(_swap), "aten.permute": _permute(lambda rank, args: list(args[1])), "aten.t": _permute(lambda rank, args: [1, 0][:rank] if rank == 2 else [0]),
     "aten.numpy_T": _permute(lambda rank, args: list(range(rank))[::-1]),
     "aten.expand": _expand, "aten.slice": _slice, "aten.select": _select, "aten.split": _split, "aten.split_with_sizes": _split, "aten.chunk": _chunk, "aten.unbind": _unbind,
-    "aten.cat": _cat, "aten.concat": _cat, "aten.concatenate": _cat, "aten.stack": _stack, "aten.repeat": _repeat, "aten.repeat_interleave": _repeat_interleave, "aten.slice_scatter": _slice_scatter,
+    "aten.cat": _cat, "aten.concat": _cat, "aten.concatenate": _cat, "aten.stack": _stack, "aten.repeat": _repeat, "aten.repeat_interleave": _repeat_interleave, "aten.slice_scatter": _slice_scatter, "aten.select_scatter": _select_scatter,
     "aten.sum": _reduce("sum"), "aten.mean": _reduce("mean"), "aten.amax": _reduce("max"), "aten.amin": _reduce("min"), "aten.any": _reduce("any"), "aten.all": _reduce("all"), "aten.prod": _reduce("prod"),
     "aten.max.dim": _extreme("max"), "aten.min.dim": _extreme("min"), "aten.max.other": _binary("max"), "aten.min.other": _binary("min"), "aten.argmax": _argmax,
     "aten.softmax": _softmax(False), "aten._softmax": _softmax(False), "aten.log_softmax": _softmax(True), "aten._log_softmax": _softmax(True),
-    "aten.topk": _topk, "aten.sort": _sort, "aten.embedding": _embedding, "aten.index": _index, "aten.index_select": _index_select,
+    "aten.topk": _topk, "aten.sort": _sort, "aten.embedding": _embedding, "aten.index": _index, "aten.index_select": _index_select, "aten.index_put": _index_put,
     "aten.gather": _gather, "aten.scatter": _scatter, "aten.cumsum": _cumsum,
     "aten.zeros": _full(0.0), "aten.zeros_like": _full(0.0), "aten.ones": _full(1.0), "aten.ones_like": _full(1.0), "aten.full": _full(None), "aten.full_like": _full(None),
     "aten.new_zeros": _full(0.0), "aten.new_ones": _full(1.0), "aten.new_full": _full(None, 2), "aten.scalar_tensor": _full(None, 0), "aten.empty": _full(0.0), "aten.empty_like": _full(0.0), "aten.new_empty": _full(0.0),
     "aten.empty_permuted": _full(0.0), "aten.arange": _arange,
     "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _baddbmm,
-    "aten.erfinv": _unary("erfinv"), "aten.std": _std, "aten.polar": _polar, "aten.view_as_complex": _as_complex, "aten.view_as_real": _as_real, "aten.broadcast_tensors": _broadcast_tensors,
+    "aten.erfinv": _unary("erfinv"), "aten.std": _std, "aten.logsumexp": _logsumexp, "aten.linalg_vector_norm": _vector_norm, "aten.polar": _polar, "aten.view_as_complex": _as_complex, "aten.view_as_real": _as_real, "aten.broadcast_tensors": _broadcast_tensors,
     "aten.layer_norm": _layer_norm, "aten.rms_norm": _rms_norm, "aten._fused_rms_norm": lambda im, n, a, k: (_rms_norm(im, n, a, k),),
     "llmc.attention": _attention, "llmc.experts": _experts, "llmc.recurrence": _recurrence,
     "aten.conv1d": _conv1d, "aten.constant_pad_nd": _pad, "aten.pad": _pad,

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
+from torch import Tensor
 
-Tensor = torch.Tensor
 
-
-@torch.library.custom_op("llmc::recurrence", mutates_args=())
+@torch.library.custom_op("llmc::recurrence", mutates_args=())  # type: ignore[untyped-decorator]
 def _recurrence(q: Tensor, k: Tensor, v: Tensor, g: Tensor, rates: Tensor | None, beta: Tensor | None) -> Tensor:
     raise NotImplementedError("llmc::recurrence is only traced")
 
@@ -90,17 +89,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
 """By the names that kernel packages (mamba-ssm, fla) give them."""
 
 
-def _rnn_scan(self: Any, hidden_states: Tensor, recurrent_gate: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-    """RG-LRU: a state a channel. hidden_states, recurrent_gate [1,T,C] → [1,T,C]."""
-    ones = torch.ones((*hidden_states.shape[:2], 1, 1), dtype=torch.float32, device=hidden_states.device)
-    decay = torch.log(recurrent_gate.float())
-    out = torch.ops.llmc.recurrence(ones, ones, hidden_states.float()[..., None], decay, None, None)
-    return out[..., 0].to(hidden_states.dtype), None
-
-
-METHODS: dict[str, Callable[..., Any]] = {"_rnn_scan": _rnn_scan}
-
-
 def kernel_name(fn: Any) -> str:
     """The kernel that a function of transformers stands for, or ""."""
     while fn is not None:
@@ -113,7 +101,7 @@ def kernel_name(fn: Any) -> str:
 
 @contextlib.contextmanager
 def opaque_mixers(model: torch.nn.Module) -> Iterator[None]:
-    """Replace the recurrent mixers in the namespaces of a model's modules and in their classes."""
+    """Replace the recurrent mixers in the namespaces of a model's modules."""
     kinds = {type(m) for m in model.modules()}
     replaced: list[tuple[Any, str, Any]] = []
     for space in {sys.modules[k.__module__] for k in kinds if k.__module__.startswith("transformers.models")}:
@@ -122,11 +110,6 @@ def opaque_mixers(model: torch.nn.Module) -> Iterator[None]:
             if kernel:
                 replaced.append((space, name, fn))
                 setattr(space, name, KERNELS[kernel])
-    for kind in kinds:
-        for name, fn in METHODS.items():
-            if name in vars(kind):
-                replaced.append((kind, name, vars(kind)[name]))
-                setattr(kind, name, fn)
     try:
         yield
     finally:

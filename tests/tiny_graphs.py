@@ -10,7 +10,7 @@ import torch
 from llmc.codegen.cpu.build import build
 from llmc.codegen.cpu.lower import unique_names
 from llmc.codegen.cpu.render import render
-from llmc.codegen.cpu.weights import WeightPacker
+from llmc.codegen.cpu.weights import WeightPacker, packed_bytes
 from llmc.compiler.ir.graph import Graph, Value
 from llmc.compiler.ir.ops.concat import Concat
 from llmc.compiler.ir.ops.embedding import Embedding
@@ -80,7 +80,9 @@ class Program:
         packer = WeightPacker(graph, builder.tensors.__getitem__)
         weights = WeightsFile(folder)
         for name, spec in zip(unique_names(rendered.lowered.weights), rendered.lowered.weights, strict=True):
-            weights.add(name, packer.pack(spec))
+            packed = packer.pack(spec)
+            assert packed.nbytes == packed_bytes(spec), (name, spec.pack)
+            weights.add(name, packed)
         member = f"kernels/cpu/{level}/step.so"
         manifest = {
             "schema": SCHEMA,

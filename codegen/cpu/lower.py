@@ -174,6 +174,16 @@ class Lowering:
         self.layouts[value.name] = layout
         return layout
 
+    def new_tokens_first(self, value: Value) -> Layout:
+        """A new buffer in which the other dimensions of a token lie together, so that they can be cut with fixed strides."""
+        shape = value.type.shape
+        order = sorted(range(len(shape)), key=lambda d: not isinstance(shape[d], Sym))
+        dtype, size = dense_type(value.type)
+        dense = Layout.dense(self.new_buffer(dtype, size), tuple(shape[d] for d in order))
+        layout = dense.permute(tuple(order.index(d) for d in range(len(shape))))
+        self.layouts[value.name] = layout
+        return layout
+
     def pointer(self, buffer: Buffer) -> Pointer:
         return Pointer("input", -1 - buffer.id) if buffer.id < 0 else Pointer("buffer", buffer.id)
 
@@ -215,8 +225,8 @@ class Lowering:
             return layout
         return self.copy(value, layout)
 
-    def copy(self, value: Value, layout: Layout) -> Layout:
-        out = self.new_value(value)
+    def copy(self, value: Value, layout: Layout, *, tokens_first: bool = False) -> Layout:
+        out = self.new_tokens_first(value) if tokens_first else self.new_value(value)
         self.call_generic(
             self.producers.get(value.name),
             "copy",
@@ -278,9 +288,10 @@ class Lowering:
     def lower_slice(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Slice)
-        self._view_like(
-            node, lambda x: x.slice(op.dim, op.start, op.stop, op.step) if isinstance(x.strides[op.dim], int) else None
-        )
+        layout = self.layout(node.inputs[0])
+        if not isinstance(layout.strides[op.dim], int):
+            layout = self.copy(node.inputs[0], layout, tokens_first=True)
+        self.layouts[node.output.name] = layout.slice(op.dim, op.start, op.stop, op.step)
 
     def lower_expand(self, node: Node) -> None:
         assert isinstance(node.op, Expand)
@@ -384,14 +395,12 @@ class Lowering:
 
     def lower_concat(self, node: Node) -> None:
         assert isinstance(node.op, Concat)
-        out, start = self.new_value(node.output), 0
+        out, start = self.new_tokens_first(node.output), 0
         for value in node.inputs:
             x = self.layout(value)
             size = value.type.shape[node.op.dim]
             assert isinstance(size, int)
-            part = out.slice(node.op.dim, start, start + size, 1) if isinstance(out.strides[node.op.dim], int) else None
-            if part is None:
-                raise UnsupportedError(f"a concatenation across tokens has no CPU kernel ({node.scope})")
+            part = out.slice(node.op.dim, start, start + size, 1)
             self.call_generic(node, "concat", *generic.pointwise(generic.Expr(x.buffer.dtype, x.shape, leaf=x), part))
             start += size
 
@@ -741,6 +750,8 @@ attend_{self.kv_kind}(s, tid, &a);"""
         x, weight, *bias = node.inputs
         channels, taps = weight.type.shape
         assert isinstance(channels, int) and isinstance(taps, int)
+        if not all(v.name in self.static for v in (weight, *bias)):
+            raise UnsupportedError(f"a convolution whose filters are computed ({node.scope})", node.source)
         layout, _, ldx, offset = self.rows(x)
         out = self.new_value(node.output)
         by_tap = self.weight(WeightSpec(weight.name, "transposed", (weight,)))
@@ -757,6 +768,7 @@ convolve(s, tid, &f);"""
         (_, _, groups, keys), (_, _, heads, values) = k.type.shape, v.type.shape
         decays = g.type.shape[3] if len(g.type.shape) == 4 else 1
         assert isinstance(groups, int) and isinstance(keys, int) and isinstance(heads, int) and isinstance(values, int)
+        assert isinstance(decays, int)
         channels = values == 1 and groups == 1 and decays == 1 and not op.delta
         columns = -(-heads // 16) * 16 if channels else -(-values // 16) * 16
         slot = keys * columns * (1 if channels else heads)

@@ -8,13 +8,14 @@ import torch
 
 from ...compiler.ir.graph import Graph, Value, roots
 from ...compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
+from ...compiler.ir.types import product
 from ...errors import LlmcError
 from ...quant.algorithms.rtn import Codes, quantize
 from ...quant.calibrate import Calibrated
 from ...quant.formats.bound import BoundStored
 from ...quant.scheme import Scheme
 from .lower import WeightSpec
-from .packing import interleave_gate, pack_codes, pack_floats, pack_groups, pack_vector
+from .packing import Kind, interleave_gate, kind_of, pack_codes, pack_floats, pack_groups, pack_vector, tile_bytes
 
 
 class WeightPacker:
@@ -140,6 +141,39 @@ class WeightPacker:
         found = {self._stored.input_scale(name) for name in roots(self._graph, value)}
         assert len(found) == 1, value.name
         return torch.tensor([found.pop()])
+
+
+def packed_bytes(spec: WeightSpec) -> int:
+    """Bytes of one tensor of the artifact, from its shape alone."""
+    kind, _, detail = spec.pack.partition(":")
+    shape = tuple(d for d in spec.values[0].type.shape if isinstance(d, int))
+    count = product(shape)
+    assert isinstance(count, int)
+    if kind in ("vector", "transposed", "bias", "input_scale"):
+        multiple, parts = (32, shape[0] if len(shape) == 2 else 1) if kind == "bias" else (16, 1)
+        each = 1 if kind == "input_scale" else count // parts
+        each = 2 * _up(each // 2, 16) if spec.gated else each
+        return 4 * parts * _up(each, multiple)
+    if kind == "integers":
+        return 8 * count
+    experts, (n, k) = (shape[0] if len(shape) == 3 else 1), shape[-2:]
+    rows = _up(2 * _up(n // 2, 16) if spec.gated else n, 32)
+    if kind == "floats":
+        return experts * rows // 16 * (_up(k, 32) // 32) * tile_bytes(Kind(detail))
+    scheme = spec.scheme
+    assert scheme is not None
+    if kind == "order":
+        return 4 * k
+    if kind == "codes":
+        family = kind_of(scheme)
+        chunk = 64 if family.dot else 32
+        return experts * rows // 16 * (_up(k, chunk) // 32) * tile_bytes(family)
+    width = 1 if kind == "zeros" and not scheme.offset else 4 if scheme.wide_scales else 2
+    return experts * rows * (-(-k // scheme.group) if scheme.group else 1) * width
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 def _gate(rows: torch.Tensor, layout: str) -> torch.Tensor:

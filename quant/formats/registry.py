@@ -30,12 +30,12 @@ FORMATS: tuple[type[Format], ...] = (Gptq, Awq, CompressedTensors, Fp8, Mxfp4, B
 WRITERS: dict[str, type[Writer]] = {w.name: w for w in (CompressedTensorsWriter, GptqWriter, AwqWriter)}
 
 
-def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, weights: bool = True) -> Checkpoint:
     """Open a checkpoint, whoever wrote it: stored weights read as their dequantized values, and `stored` has their codes.
 
-    Raises CheckpointError, EnvironmentLacks, and UnsupportedError for a format that is not known.
+    `weights=False` is content with a config alone. Raises CheckpointError, EnvironmentLacks, and UnsupportedError for a format that is not known.
     """
-    checkpoint = open_plain(str(source), trust_remote_code=trust_remote_code)
+    checkpoint = open_plain(str(source), trust_remote_code=trust_remote_code, weights=weights)
     if checkpoint.gguf_architecture:
         return _with_blocks(checkpoint)
     names = frozenset(checkpoint.readers)

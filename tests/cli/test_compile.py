@@ -178,6 +178,21 @@ def test_a_plan_holds_no_weights(llmc, source, here):
     assert "weights" in llmc("generate", "a.llmc", "--prompt", "x", "--json", status=5).json["error"]["message"]
 
 
+@pytest.mark.parametrize("options", [[], ["--quant", "int4", "--asymmetric"], ["--quant", "int8:channel/int8"]])
+def test_a_plan_from_a_config_alone_says_what_the_weights_will_take(llmc, source, here, options):
+    (here / "plan").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (here / "plan" / name).write_bytes((source / name).read_bytes())
+    assert llmc("compile", "plan", "-o", "no.llmc", *NATIVE, *options, "--json", status=4).json["error"]
+    llmc("compile", "plan", "-o", "plan.llmc", *NATIVE, *options, "--weights", "none", "--json")
+    llmc("compile", source, "-o", "whole.llmc", *NATIVE, *options, "--json")
+    from llmc.runtime.artifact import open_artifact
+
+    with open_artifact(here / "plan.llmc") as plan, open_artifact(here / "whole.llmc") as whole:
+        assert plan.manifest["memory_plan"] == whole.manifest["memory_plan"]
+        assert plan.manifest["memory_plan"]["weight_bytes"] == sum(n for _, n in whole.manifest["weights"])
+
+
 def test_another_level_is_compiled_but_not_run(llmc, source, here):
     from llmc.runtime.cpu_info import available_levels
 

@@ -76,7 +76,11 @@ def test_every_model_raises_to_the_ops_that_kernels_have(key, front_end):
     for step in cpu_passes(imported.buffers):
         graph = step.run(graph)
     names = [n.op.name for n in graph.nodes]
-    assert names.count("fused_attention") + names.count("recurrence") + (key == "lfm2") == 2 and "attention" not in names and "rope" not in names
+    assert (
+        names.count("fused_attention") + names.count("recurrence") + (key == "lfm2") == 2
+        and "attention" not in names
+        and "rope" not in names
+    )
     assert not any(getattr(n.op, "fn", "") == "rsqrt" for n in graph.nodes if n.outputs[0].name not in graph.static_values())
     assert all(n.op.rope for n in graph.find("fused_attention")) == (key not in ("gpt2", "cohere2", "bloom", "gpt_neo", "trocr"))
 
