@@ -18,7 +18,8 @@ from .version import VERSION
 if TYPE_CHECKING:
     import torch
 
-    from .codegen.cpu.render import Rendered
+    from .codegen.emit import Emitted, Targets
+    from .codegen.lowering import WeightSpec
     from .compiler.checkpoint import Checkpoint
     from .compiler.importer import Imported
     from .compiler.ir.graph import Graph
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DTYPES = ("auto", "f32", "f16", "bf16")
 KV_DTYPES = (*DTYPES, "int8", "fp8")
-LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
 
 KERNELS = 100_000  # bytes of a level's kernels, and of their sources: a first guess
 
@@ -119,12 +119,11 @@ def compile(
         return _compile_auto(source, Path(out), settings, force, dump_ir, quiet)
     target = Path(out)
     progress = Progress(quiet)
-    levels = expand_targets(settings.target)
-
-    from .codegen.cpu.build import toolchain
+    from .codegen.emit import emit, expand_targets
     from .quant.formats.registry import open_checkpoint
 
-    tools = toolchain(settings.cc)
+    targets = expand_targets(settings.target)
+    tools = _toolchains(targets, settings.cc)
     with progress.stage("capture", f"Reading {source}"):
         checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code, weights=settings.weights == "all")
         _refuse_overwriting(target, checkpoint, force)
@@ -141,12 +140,10 @@ def compile(
         stored = stored_weights(checkpoint, captured, imported, settings)
         graph = run_passes(imported, settings, dump_ir, stored, cache.scales if cache is not None else {})
     with progress.stage("codegen", "Generating kernels"):
-        from .codegen.cpu.render import render
-
-        rendered = render(graph, kv_dtype)
-    _enforce_strict(settings, rendered)
-    with progress.stage("codegen", f"Compiling kernels for {', '.join(levels)}"):
-        binaries = _build_all(rendered, levels, settings.cc, progress)
+        emitted = emit(graph, kv_dtype, targets)
+    _enforce_strict(settings, emitted.fallbacks)
+    with progress.stage("codegen", f"Compiling kernels for {', '.join(targets.names)}"):
+        files, entries = emitted.build(targets, settings.cc, progress.each)
     notes: list[str] = []
     with progress.stage("quantize", "Quantizing and packing weights"):
         from .runtime.artifact import WeightsFile
@@ -156,10 +153,10 @@ def compile(
         weights = WeightsFile(target.parent) if settings.weights == "all" else None
         if weights is not None:
             chosen = chosen_codes(settings, checkpoint, imported, params, progress)
-            _pack(graph, rendered, params, weights, progress, stored, chosen)
+            _pack(graph, emitted.weights, params, weights, progress, stored, chosen)
             notes += chosen.warnings if chosen is not None else []
-    files = _kernel_files(rendered, binaries, graph, checkpoint)
-    manifest = _manifest(checkpoint, captured, settings, rendered, binaries, tools, dtype, kv_dtype, context, weights, graph)
+    files |= _model_files(graph, checkpoint)
+    manifest = _manifest(checkpoint, captured, settings, emitted, entries, files, tools, dtype, kv_dtype, context, weights, graph)
     manifest["notes"] += notes
     try:
         with progress.stage("check", "Checking against the original"):
@@ -181,7 +178,7 @@ def compile(
         [t["name"] for t in manifest["targets"]],
         manifest["quant"],
         manifest["conformance"],
-        rendered.lowered.fallbacks,
+        emitted.fallbacks,
         {k: round(progress.seconds.get(k, 0.0), 3) for k in ("capture", "passes", "quantize", "codegen", "package", "check")},
         manifest["notes"],
     )
@@ -191,6 +188,7 @@ def _compile_auto(
     source: str, out: Path, settings: CompileOptions, force: bool, dump_ir: str | Path | None, quiet: bool
 ) -> CompileReport:
     """Choose a scheme for each module, then compile with them; again with fewer bytes while the file is larger than was asked for."""
+    from .codegen.emit import expand_targets
     from .quant.formats.registry import open_checkpoint
     from .runtime.sizes import parse_size, show_size
     from .search import choose, draw
@@ -205,7 +203,7 @@ def _compile_auto(
     tokens = _calibration(settings, checkpoint, imported.graph)
     with progress.stage("quantize", "Measuring what each weight's rounding costs"):
         probe = probe_ids(checkpoint, _context(checkpoint, settings.context), _vocabulary(imported.graph))
-        rest = sum(map(len, checkpoint.tokenizer_files.values())) + KERNELS * (1 + len(expand_targets(settings.target)))
+        rest = sum(map(len, checkpoint.tokenizer_files.values())) + KERNELS * (1 + len(expand_targets(settings.target).names))
         curve = choose(
             imported,
             params,
@@ -323,28 +321,13 @@ def schemes(settings: CompileOptions) -> tuple[str, tuple[tuple[str, str], ...]]
     return default, tuple(rules)
 
 
-def expand_targets(targets: tuple[str, ...]) -> list[str]:
-    """`cpu`, `cpu:native`, `cpu:aarch64`, `cpu:x86-64-v4` → instruction-set levels, in order, each once."""
-    from .codegen.cpu.build import LEVELS as known
-    from .runtime.cpu_info import available_levels
+def _toolchains(targets: Targets, cc: str) -> dict[str, str]:
+    """What compiles the kernels, by the name that the manifest has for it."""
+    from .codegen.cpu.build import toolchain
+    from .codegen.triton.build import toolchain as triton_toolchain
 
-    levels: list[str] = []
-    for text in targets:
-        family, _, detail = text.partition(":")
-        if family in ("cuda", "rocm"):
-            raise UnsupportedError(f"the target {text} is not supported yet", "use --target cpu")
-        if family != "cpu" or (detail and detail not in (*known, "native")):
-            raise UsageError(f"unknown target {text!r}", nearest(text, ("cpu", "cpu:native", *[f"cpu:{name}" for name in known])))
-        if not detail:
-            found = [name for name in LEVELS if name in known]
-        elif detail == "native":
-            found = [name for name in available_levels() if name in known][:1]
-            if not found:
-                raise UnsupportedError("this CPU runs none of the known levels", "name a level, such as cpu:x86-64-v3")
-        else:
-            found = [detail]
-        levels += [name for name in found if name not in levels]
-    return levels
+    found = {"compiler": toolchain(cc)} if targets.levels else {}
+    return found | ({"triton": triton_toolchain()} if targets.gpus else {})
 
 
 def _context(checkpoint: Checkpoint, wanted: int) -> int:
@@ -450,12 +433,6 @@ def run_passes(
     return graph
 
 
-def _build_all(rendered: Rendered, levels: list[str], cc: str, progress: Progress) -> dict[str, bytes]:
-    from .codegen.cpu.build import build
-
-    return {level: build(rendered.sources, level, cc) for level in progress.each(levels, "levels")}
-
-
 def parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Callable[[str], torch.Tensor]:
     bound = checkpoint.bind(captured.model)
     return lambda name: imported.buffers[name] if name in imported.buffers else bound(name)
@@ -463,18 +440,17 @@ def parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Cal
 
 def _pack(
     graph: Graph,
-    rendered: Rendered,
+    specs: list[WeightSpec],
     params: Callable[[str], torch.Tensor],
     weights: Any,
     progress: Progress,
     stored: BoundStored | None,
     chosen: Calibrated | None,
 ) -> None:
-    from .codegen.cpu.lower import unique_names
-    from .codegen.cpu.weights import WeightPacker
+    from .codegen.lowering import unique_names
+    from .codegen.weights import WeightPacker
 
     packer = WeightPacker(graph, chosen.params if chosen is not None else params, stored, chosen)
-    specs = rendered.lowered.weights
     for name, spec in progress.each(list(zip(unique_names(specs), specs, strict=True)), "weights"):
         weights.add(name, packer.pack(spec))
     packer.finish()
@@ -540,12 +516,10 @@ def _calibration(settings: CompileOptions, checkpoint: Checkpoint, graph: Graph)
     return calibration_tokens(settings.calibration, raw, _context(checkpoint, settings.context), _vocabulary(graph))
 
 
-def _kernel_files(rendered: Rendered, binaries: dict[str, bytes], graph: Graph, checkpoint: Checkpoint) -> dict[str, bytes]:
+def _model_files(graph: Graph, checkpoint: Checkpoint) -> dict[str, bytes]:
     from .compiler.ir.text import print_graph
 
     files = {"model.ir": print_graph(graph).encode()}
-    files.update({f"kernels/cpu/source/{name}": text.encode() for name, text in rendered.sources.items()})
-    files.update({f"kernels/cpu/{level}/step.so": binary for level, binary in binaries.items()})
     files.update({f"tokenizer/{name}": data for name, data in checkpoint.tokenizer_files.items()})
     return files
 
@@ -554,9 +528,10 @@ def _manifest(
     checkpoint: Checkpoint,
     captured: Any,
     settings: CompileOptions,
-    rendered: Rendered,
-    binaries: dict[str, bytes],
-    tools: str,
+    emitted: Emitted,
+    entries: list[dict[str, Any]],
+    files: dict[str, bytes],
+    tools: dict[str, str],
     dtype: str,
     kv_dtype: str,
     context: int,
@@ -593,15 +568,16 @@ def _manifest(
     assert package
     (logits,) = graph.outputs
     vocabulary = logits.type.shape[-1]
+    kernel_sources = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if "/source/" in name}
     return {
         "schema": SCHEMA,
         "llmc": VERSION,
         "source": {"sha256": checkpoint.sha256, "files": sorted(p.name for p in checkpoint.files)},
         "toolchain": {
-            "compiler": tools,
+            **tools,
             "torch": installed("torch").partition("+")[0],
             "transformers": installed("transformers"),
-            "sources_sha256": hashlib.sha256(json.dumps(rendered.sources, sort_keys=True).encode()).hexdigest(),
+            "sources_sha256": hashlib.sha256(json.dumps(kernel_sources, sort_keys=True).encode()).hexdigest(),
         },
         "model": {
             "architecture": (getattr(config, "architectures", None) or [type(captured.model).__name__])[0],
@@ -615,20 +591,11 @@ def _manifest(
             "eos_token_id": getattr(text, "eos_token_id", None),
         },
         "recipe": json.loads(json.dumps(recipe)),
-        "targets": [
-            {
-                "name": f"cpu:{level}",
-                "isa": level,
-                "member": f"kernels/cpu/{level}/step.so",
-                "bytes": len(binary),
-                "kernels": list(rendered.kernels),
-            }
-            for level, binary in binaries.items()
-        ],
+        "targets": entries,
         "quant": quantization_report(graph),
         "weights": [list(item) for item in weights.listed] if weights is not None else [],
-        "memory_plan": _memory_plan(rendered),
-        "fallbacks": rendered.lowered.fallbacks,
+        "memory_plan": emitted.memory_plan(),
+        "fallbacks": emitted.fallbacks,
         "notes": list(captured.notes)
         + (
             []
@@ -640,38 +607,11 @@ def _manifest(
     }
 
 
-def _memory_plan(rendered: Rendered) -> dict[str, int]:
-    """Bytes of the weights, of a cache block and of a request's states over all layers, and of the buffers at the default step size."""
-    from .codegen.cpu.lower import assign_slots
-    from .codegen.cpu.weights import packed_bytes
-    from .runtime.plan import BLOCK
-
-    element = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "e4m3": 1}
-    block = 0
-    for cache in rendered.lowered.caches:
-        per_head = BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element[cache.kind] + (
-            2 * BLOCK * 4 if element[cache.kind] == 1 else 0
-        )
-        block += cache.groups * per_head
-    slots, _ = assign_slots(rendered.lowered)
-    tokens = 512
-    buffers = (
-        sum(s["tokens"] * tokens + s["rows"] * 64 + s["fixed"] for s in slots)
-        + rendered.lowered.limits["shared_row_bytes"] * tokens
-    )
-    return {
-        "weight_bytes": sum(map(packed_bytes, rendered.lowered.weights)),
-        "cache_bytes_per_block": block,
-        "state_bytes_per_request": 4 * sum(rendered.lowered.states),
-        "buffer_bytes": buffers,
-    }
-
-
-def _enforce_strict(settings: CompileOptions, rendered: Rendered) -> None:
-    if settings.strict and rendered.lowered.fallbacks:
-        first = rendered.lowered.fallbacks[0]
+def _enforce_strict(settings: CompileOptions, fallbacks: list[dict[str, str]]) -> None:
+    if settings.strict and fallbacks:
+        first = fallbacks[0]
         raise UnsupportedError(
-            f"--strict: {len(rendered.lowered.fallbacks)} nodes run on generic kernels, the first is {first['op']} in {first['module'] or 'the model'}: {first['reason']}",
+            f"--strict: {len(fallbacks)} nodes run on generic kernels, the first is {first['op']} in {first['module'] or 'the model'}: {first['reason']}",
             "compile without --strict to accept them",
         )
 
@@ -706,7 +646,7 @@ def _check(
         return {"skipped": "compiled without weights"}, {}
     from .runtime.cpu_info import available_levels
 
-    held = [t["isa"] for t in manifest["targets"]]
+    held = [t["isa"] for t in manifest["targets"] if t["name"].startswith("cpu")] or [t["name"] for t in manifest["targets"]]
     if not set(held) & set(available_levels()):
         reason = f"none of {', '.join(held)} runs on this machine; check it there with llmc eval --reference"
         return {"skipped": reason}, {}

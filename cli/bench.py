@@ -45,6 +45,7 @@ def command(
     threads: int | None,
     target: str,
     isa: str,
+    portable: bool,
     as_json: bool,
 ) -> None:
     """Measure prefill, decode, concurrent requests, start-up and memory, beside the machine's own ceilings."""
@@ -57,7 +58,7 @@ def command(
     if not all(1 <= c <= 4096 for c in counts):
         raise UsageError(f"--concurrency {concurrency!r}: numbers lie between 1 and 4096")
     settings = BenchSettings(prompt_len, gen_len, tuple(counts), concurrent_prompt_len, concurrent_gen_len, reps, profile)
-    result = run_bench(artifact, settings, threads=threads, target=target, isa=isa, quiet=as_json)
+    result = run_bench(artifact, settings, threads=threads, target=target, isa=isa, portable=portable, quiet=as_json)
     if as_json:
         emit(result)
         return

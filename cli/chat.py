@@ -32,13 +32,14 @@ def command(
     threads: int | None,
     target: str,
     isa: str,
+    portable: bool,
 ) -> None:
     """Talk to a model in the terminal. Ctrl-C stops an answer, Ctrl-D ends."""
     from ..runtime.api import load
     from ..runtime.chat_template import render_chat
     from ..runtime.engine import FinishEvent
 
-    with load(artifact, threads=threads, target=target, isa=isa, max_batch=1) as model:
+    with load(artifact, threads=threads, target=target, isa=isa, portable=portable, max_batch=1) as model:
         defaults = model.tokenizer.generation
         settings = {
             "max_tokens": max_tokens,

@@ -51,6 +51,7 @@ def command(
     threads: int | None,
     target: str,
     isa: str,
+    portable: bool,
     as_json: bool,
 ) -> None:
     """Judge an artifact by the compiled kernels: perplexity on a text, KL divergence from the original, or raw logits."""
@@ -63,7 +64,7 @@ def command(
         raise UsageError("--input-ids needs --logits-out")
     if any(key.startswith(("kl", "top1")) for key, _, _ in gates) and reference is None:
         raise UsageError("--fail-if on a divergence needs --reference SRC")
-    with load(artifact, threads=threads, target=target, isa=isa, max_batch=16, max_rows=256) as model:
+    with load(artifact, threads=threads, target=target, isa=isa, portable=portable, max_batch=16, max_rows=256) as model:
         if input_ids is not None:
             assert logits_out is not None
             shape = _write_logits(model, input_ids, logits_out, chunk, schedule_seed)

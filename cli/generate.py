@@ -46,6 +46,7 @@ def command(
     threads: int | None,
     target: str,
     isa: str,
+    portable: bool,
     as_json: bool,
 ) -> None:
     """Generate one completion and stream it to standard output."""
@@ -54,7 +55,7 @@ def command(
 
     if sum(x is not None for x in (prompt, prompt_file, input_ids)) != 1:
         raise UsageError("give exactly one of --prompt, --prompt-file and --input-ids")
-    with load(artifact, threads=threads, target=target, isa=isa, max_batch=1) as model:
+    with load(artifact, threads=threads, target=target, isa=isa, portable=portable, max_batch=1) as model:
         loaded = process_age_s()
         ids = _prompt_ids(model, prompt, prompt_file, input_ids, chat)
         settings = {

@@ -14,8 +14,13 @@ debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the
 
 
 def machine(command: F) -> F:
-    """--threads, --target and --isa: where and how wide to run."""
+    """--threads, --target, --isa and --portable: where, how wide and by which arithmetic to run."""
     for option in (
+        click.option(
+            "--portable",
+            is_flag=True,
+            help="Keep bfloat16 products to the arithmetic of all levels: the same bits everywhere, slower on x86-64-v4.",
+        ),
         click.option(
             "--isa",
             default="",

@@ -47,6 +47,7 @@ def command(
     threads: int | None,
     target: str,
     isa: str,
+    portable: bool,
 ) -> None:
     """Serve an artifact with an OpenAI-compatible API. Prints `ready http://HOST:PORT` when requests will be answered."""
     from ..runtime.api import load

@@ -55,6 +55,7 @@ class Model:
             slots=config.slots,
             isa=config.isa,
         )
+        self.executor.portable(config.portable)
         self.engine = self.new_engine()
 
     def new_engine(self, max_tokens: int | None = None) -> Engine:
@@ -192,8 +193,12 @@ class Model:
         return engine.collect([self.encode(s) for s in sequences], disturb)
 
     def logits_hash(self, ids: Sequence[int]) -> str:
-        """SHA-256 of the logits of a sequence: the artifact's canary."""
-        return hashlib.sha256(self.logits([ids])[0].tobytes()).hexdigest()
+        """SHA-256 of the logits of a sequence, in the bits that every level gives: the artifact's canary."""
+        self.executor.portable(True)
+        try:
+            return hashlib.sha256(self.logits([ids])[0].tobytes()).hexdigest()
+        finally:
+            self.executor.portable(self.config.portable)
 
     def close(self) -> None:
         self.executor.close()
@@ -225,6 +230,7 @@ def load(
     max_batch: int | None = None,
     target: str = "",
     isa: str = "",
+    portable: bool = False,
     verify: bool = False,
     max_tokens: int = 512,
     max_rows: int = 64,
@@ -240,6 +246,7 @@ def load(
         max_batch=max_batch,
         target=target,
         isa=isa,
+        portable=portable,
         max_tokens=max_tokens,
         max_rows=max_rows,
     )

@@ -155,6 +155,11 @@ class Artifact:
             out[name] = (start + a, size)
         return out
 
+    def tensor(self, name: str) -> memoryview:
+        """A packed tensor's bytes in place; valid until `close`."""
+        offset, size = self.tensors[name]
+        return memoryview(self._map)[offset : offset + size]
+
     @cached_property
     def base_address(self) -> int:
         """Address of the mapping's first byte; valid until `close`."""

@@ -39,7 +39,14 @@ def figure(values: list[float]) -> Figure:
 
 
 def run_bench(
-    path: str, settings: BenchSettings, *, threads: int | None = None, target: str = "", isa: str = "", quiet: bool = True
+    path: str,
+    settings: BenchSettings,
+    *,
+    threads: int | None = None,
+    target: str = "",
+    isa: str = "",
+    portable: bool = False,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """All cells of `llmc bench`, as its JSON."""
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
@@ -49,7 +56,7 @@ def run_bench(
         choose_level(artifact, isa)
     say("start-up …")  # first, in a small process: a child's peak memory counts what its parent had when it was forked
     starts = [_cold_start(path, threads, isa) for _ in range(settings.reps + 1)][1:]
-    with load(path, threads=threads, target=target, isa=isa, max_batch=most) as model:
+    with load(path, threads=threads, target=target, isa=isa, portable=portable, max_batch=most) as model:
         rng = np.random.default_rng(0)
         say("ceilings …")
         ceilings = model.executor.peaks(model.config.threads)

@@ -13,7 +13,8 @@ from .sizes import parse_size
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """threads; tokens a step; requests at once; logit rows a step; positions a request; cache blocks; slots for states; instruction-set level ("" picks)."""
+    """threads; tokens a step; requests at once; logit rows a step; positions a request; cache blocks; slots for states; instruction-set level ("" picks);
+    whether bfloat16 products keep to the arithmetic of all levels."""
 
     threads: int
     max_tokens: int
@@ -23,6 +24,7 @@ class RunConfig:
     blocks: int
     slots: int
     isa: str
+    portable: bool = False
 
     @staticmethod
     def resolve(
@@ -33,6 +35,7 @@ class RunConfig:
         max_batch: int | None = None,
         target: str = "",
         isa: str = "",
+        portable: bool = False,
         max_tokens: int = 512,
         max_rows: int = 64,
     ) -> RunConfig:
@@ -59,4 +62,4 @@ class RunConfig:
             artifact.manifest, budget - slots * state_bytes(artifact.manifest) if budget is not None else None, batch, context
         )
         tokens = max(max_tokens, batch)
-        return RunConfig(count, tokens, batch, max(batch, max_rows), min(context, blocks * BLOCK), blocks, slots, isa)
+        return RunConfig(count, tokens, batch, max(batch, max_rows), min(context, blocks * BLOCK), blocks, slots, isa, portable)

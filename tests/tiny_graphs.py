@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from llmc.codegen.cpu.build import build
-from llmc.codegen.cpu.lower import unique_names
 from llmc.codegen.cpu.render import render
-from llmc.codegen.cpu.weights import WeightPacker, packed_bytes
+from llmc.codegen.lowering import unique_names
+from llmc.codegen.weights import WeightPacker, packed_bytes
 from llmc.compiler.ir.graph import Graph, Value
 from llmc.compiler.ir.ops.concat import Concat
 from llmc.compiler.ir.ops.embedding import Embedding

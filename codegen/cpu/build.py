@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ...errors import EnvironmentLacks, LlmcError
+from ..kernel_cache import cached, keep
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,6 @@ def toolchain(cc: str = "") -> str:
     return out.stdout.splitlines()[0].strip()
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept, by content."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "llmc" / "kernels"
-
-
 def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cache: bool = True) -> bytes:
     """Compile the sources for a level; the same sources, level and compiler give the same bytes, in any folder."""
     chosen = LEVELS[level] if isinstance(level, str) else level
@@ -101,9 +96,9 @@ def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cach
         *(() if cc else ("-Wl,--build-id=none", "-s")),
     ]
     identity = hashlib.sha256(repr((toolchain(cc), flags, FLAGS, bool(cc), sorted(sources.items()))).encode()).hexdigest()
-    kept = cache_folder() / f"{identity}.so"
-    if use_cache and kept.is_file():
-        return kept.read_bytes()
+    kept = cached(f"{identity}.so") if use_cache else None
+    if kept is not None:
+        return kept
     with tempfile.TemporaryDirectory(prefix="llmc-build-") as folder:
         for name, text in sources.items():
             (Path(folder) / name).write_text(text)
@@ -121,15 +116,5 @@ def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cach
             )
         binary = (Path(folder) / "step.so").read_bytes()
     if use_cache:
-        _keep(kept, binary)
+        keep(f"{identity}.so", binary)
     return binary
-
-
-def _keep(path: Path, binary: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-            stream.write(binary)
-        Path(stream.name).replace(path)
-    except OSError:
-        pass  # a cache that cannot be written costs time, nothing else

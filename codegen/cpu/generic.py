@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ...compiler.ir.types import Dim, Sym
-from .layout import C_TYPES, Layout, c_dim
+from ..expression import Expr
+from ..layout import C_TYPES, Layout, c_dim
 
 VECTOR = {
     "neg": "(-{0})", "exp": "exp16({0})", "log": "log16({0})", "sqrt": "sqrt16({0})", "rsqrt": "(splat(1.0f) / sqrt16({0}))",
@@ -35,24 +35,6 @@ INLINE float pow_of(float x, float y) { return y == 0.0f ? 1.0f : x == 0.0f ? (y
 INLINE int64_t floor_div(int64_t a, int64_t b) { if (!b) return 0; int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 INLINE int64_t floor_mod(int64_t a, int64_t b) { return b ? a - floor_div(a, b) * b : 0; }
 """.strip()
-
-
-@dataclass(frozen=True)
-class Expr:
-    """A pointwise expression: a leaf (a layout, or a number) or a function of others. dtype is a storage dtype."""
-
-    dtype: str
-    shape: tuple[Dim, ...]
-    fn: str = ""
-    args: tuple[Expr, ...] = ()
-    leaf: Layout | None = None
-    number: float | None = None
-
-    def leaves(self) -> list[Layout]:
-        found = [self.leaf] if self.leaf is not None else []
-        for a in self.args:
-            found += [leaf for leaf in a.leaves() if leaf not in found]
-        return found
 
 
 def supports(fn: str, dtypes: list[str]) -> bool:

@@ -3,70 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...compiler.ir.graph import Graph, Node, Value
-from ...compiler.ir.ops.cast import Cast
 from ...compiler.ir.ops.causal_conv import CausalConv
-from ...compiler.ir.ops.concat import Concat
-from ...compiler.ir.ops.cumsum import Cumsum
 from ...compiler.ir.ops.embedding import Embedding
-from ...compiler.ir.ops.expand import Expand
 from ...compiler.ir.ops.experts import Experts
-from ...compiler.ir.ops.full import Full
 from ...compiler.ir.ops.fused_attention import FusedAttention
-from ...compiler.ir.ops.gather import Gather
-from ...compiler.ir.ops.index_select import IndexSelect
-from ...compiler.ir.ops.iota import Iota
 from ...compiler.ir.ops.layer_norm import LayerNorm
 from ...compiler.ir.ops.linear import Linear
-from ...compiler.ir.ops.matmul import Matmul
-from ...compiler.ir.ops.permute import Permute
-from ...compiler.ir.ops.pointwise import ACTIVATIONS, Pointwise
+from ...compiler.ir.ops.pointwise import ACTIVATIONS
 from ...compiler.ir.ops.recurrence import Recurrence
-from ...compiler.ir.ops.reduce import Reduce
 from ...compiler.ir.ops.rms_norm import RmsNorm
 from ...compiler.ir.ops.rope import Rope
 from ...compiler.ir.ops.rope_table import RopeTable
-from ...compiler.ir.ops.scatter import Scatter
-from ...compiler.ir.ops.slice import Slice
-from ...compiler.ir.ops.softmax import Softmax
-from ...compiler.ir.ops.topk import Topk
-from ...compiler.ir.types import Dim, Sym, product
+from ...compiler.ir.types import Sym, product
 from ...errors import UnsupportedError
 from ...quant.scheme import Scheme, parse_scheme
+from ..layout import Buffer, c_dim
+from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
+from ..packing import ROUNDING, Kind, kind_of, tile_bytes
 from . import generic
-from .layout import C_BYTES, Buffer, Layout, c_dim, dense_type, storage
-from .packing import ROUNDING, Kind, kind_of, tile_bytes
 
 OAI = 100
-INPUTS = {"%input_ids": 0, "%position_ids": 1, "%logits_rows": 2}
 KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8", "fp8": "e4m3"}
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """What a call points at: a weight, a buffer, a cache, a state, or an input of the step."""
-
-    kind: str
-    index: int
-
-
-@dataclass(frozen=True)
-class WeightSpec:
-    """A tensor of the artifact: how to pack which static values of the graph. `name` says what it is to a person."""
-
-    name: str
-    pack: str
-    values: tuple[Value, ...]
-    scheme: Scheme | None = None
-    gated: str = ""
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        return (self.pack, tuple(v.name for v in self.values), self.scheme, self.gated)
 
 
 @dataclass
@@ -81,16 +43,6 @@ class Call:
     scheme: str = ""
     weight_bytes: int = 0
     operations: int = 0
-
-
-@dataclass(frozen=True)
-class Cache:
-    """One layer's key/value cache."""
-
-    groups: int
-    dk: int
-    dv: int
-    kind: str
 
 
 @dataclass
@@ -108,24 +60,22 @@ class Lowered:
     limits: dict[str, int]
     fallbacks: list[dict[str, str]] = field(default_factory=list)
 
+    def slots(self) -> tuple[list[dict[str, int]], dict[int, int]]:
+        """The arena's slots, in bytes a token, a row and fixed; and each buffer's."""
+        return assign_slots([c.pointers for c in self.calls], self.buffers, self.logits, self.limits.get("list_bytes", 0))
 
-class Lowering:
-    """Walks the graph once; `lowered` is the result. Owns the layout of every computed value."""
+
+class CpuLowering(Lowering):
+    """Lowers for the CPU; `lowered` is the result."""
+
+    loops = generic
 
     def __init__(self, graph: Graph, kv_kind: str) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.kv_kind = KV_KINDS[kv_kind]
-        self.static = graph.static_values()
-        self.producers = graph.producers()
-        self.users = graph.users()
         self.calls: list[Call] = []
-        self.specs: dict[tuple[object, ...], int] = {}
-        self.weights: list[WeightSpec] = []
-        self.buffers: list[Buffer] = []
         self.caches: list[Cache] = []
         self.states: list[int] = []
-        self.layouts: dict[str, Layout] = {}
-        self.exprs: dict[str, generic.Expr] = {}
         self.functions: dict[str, str] = {}
         self.kinds: dict[str, set[str]] = {
             "float": {"f32"},
@@ -137,17 +87,9 @@ class Lowering:
             "modes": set(),
         }
         self.limits = {"k": 64, "shared_row_bytes": 64, "dk": 32, "dv": 32, "attention_rows": 32, "partial_bytes": 64}
-        self.fallbacks: list[dict[str, str]] = []
 
     def run(self) -> Lowered:
-        for value in self.graph.inputs:
-            buffer = Buffer(-1 - INPUTS[value.name], "i32", product(value.type.shape))
-            self.layouts[value.name] = Layout.dense(buffer, value.type.shape)
-        for node in self.graph.nodes:
-            if node.outputs[0].name not in self.static or (isinstance(node.op, Full) and node.output.type.shape == ()):
-                self.lower(node)
-        (output,) = self.graph.outputs
-        logits = self.dense(output)
+        logits = self.walk()
         return Lowered(
             self.calls,
             self.weights,
@@ -161,255 +103,18 @@ class Lowering:
             self.fallbacks,
         )
 
-    # --- pieces ---------------------------------------------------------------------------------------------------
-
-    def new_buffer(self, dtype: str, size: Dim) -> Buffer:
-        buffer = Buffer(len(self.buffers), dtype, size)
-        self.buffers.append(buffer)
-        return buffer
-
-    def new_value(self, value: Value) -> Layout:
-        dtype, size = dense_type(value.type)
-        layout = Layout.dense(self.new_buffer(dtype, size), value.type.shape)
-        self.layouts[value.name] = layout
-        return layout
-
-    def new_tokens_first(self, value: Value) -> Layout:
-        """A new buffer in which the other dimensions of a token lie together, so that they can be cut with fixed strides."""
-        shape = value.type.shape
-        order = sorted(range(len(shape)), key=lambda d: not isinstance(shape[d], Sym))
-        dtype, size = dense_type(value.type)
-        dense = Layout.dense(self.new_buffer(dtype, size), tuple(shape[d] for d in order))
-        layout = dense.permute(tuple(order.index(d) for d in range(len(shape))))
-        self.layouts[value.name] = layout
-        return layout
-
-    def pointer(self, buffer: Buffer) -> Pointer:
-        return Pointer("input", -1 - buffer.id) if buffer.id < 0 else Pointer("buffer", buffer.id)
-
-    def weight(self, spec: WeightSpec) -> Pointer:
-        if spec.key not in self.specs:
-            self.specs[spec.key] = len(self.weights)
-            self.weights.append(spec)
-        return Pointer("weight", self.specs[spec.key])
-
-    def vector(self, value: Value, gated: str = "", pad: str = "vector") -> Pointer:
-        return self.weight(WeightSpec(value.name, pad, (value,), gated=gated))
-
     def call(self, node: Node | None, kernel: str, code: str, pointers: Sequence[Pointer], **facts: object) -> None:
         scope = node.scope if node is not None else ""
         self.calls.append(Call(kernel, code, list(pointers), scope, kernel, **facts))  # type: ignore[arg-type]
 
-    def layout(self, value: Value) -> Layout:
-        """Where a value lies; a deferred pointwise expression is computed now, a static one is stored as a weight."""
-        if value.name in self.layouts:
-            return self.layouts[value.name]
-        if value.name in self.exprs:
-            expr = self.exprs.pop(value.name)
-            out = self.new_value(value)
-            self.call_generic(self.producers.get(value.name), "pointwise", *generic.pointwise(expr, out))
-            return out
-        if value.name in self.static:
-            dtype, size = dense_type(value.type)
-            assert isinstance(size, int), value
-            pack = "vector" if dtype == "f32" else "integers"
-            pointer = self.weight(WeightSpec(value.name, pack, (value,)))
-            self.layouts[value.name] = Layout.dense(Buffer(-1000 - pointer.index, dtype, size), value.type.shape)
-            return self.layouts[value.name]
-        raise AssertionError(f"{value.name} has not been lowered")
-
-    def dense(self, value: Value) -> Layout:
-        """The value in a buffer of its own, contiguous."""
-        layout = self.layout(value)
-        if layout.is_dense and layout.buffer.id >= 0:
-            return layout
-        return self.copy(value, layout)
-
-    def copy(self, value: Value, layout: Layout, *, tokens_first: bool = False) -> Layout:
-        out = self.new_tokens_first(value) if tokens_first else self.new_value(value)
-        self.call_generic(
-            self.producers.get(value.name),
-            "copy",
-            *generic.pointwise(generic.Expr(layout.buffer.dtype, layout.shape, leaf=layout), out),
-        )
-        return out
-
-    def rows(self, value: Value) -> tuple[Layout, Dim, int, int]:
-        """(layout, rows, stride, offset): the value as regular rows of contiguous floats; copied when it is not."""
-        layout = self.layout(value)
-        found = layout.rows()
-        if found is None:
-            layout = self.copy(value, layout)
-            found = layout.rows()
-            assert found is not None
-        return (layout, *found)
-
-    def call_generic(self, node: Node | None, kernel: str, body: str, layouts: list[Layout]) -> None:
+    def call_generic(self, node: Node | None, kernel: str, *loop: Any) -> None:
         """Call a generated function; functions with equal bodies are one."""
-        loop = generic.Loop((), layouts)
-        text = f"(step *s, int tid, {loop.params()}) {{\n    const int T = s->b.tokens, R = s->b.rows;\n    (void)T; (void)R; (void)tid;\n    {body}\n}}"
+        body, layouts = loop
+        text = f"(step *s, int tid, {generic.Loop((), layouts).params()}) {{\n    const int T = s->b.tokens, R = s->b.rows;\n    (void)T; (void)R; (void)tid;\n    {body}\n}}"
         name = f"{kernel}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self.functions[name] = f"static void {name}{text}"
         pointers = [self._any_pointer(layout.buffer) for layout in layouts]
         self.call(node, kernel, f"{name}(s, tid, {', '.join(f'@{i}' for i in range(len(layouts)))});", pointers)
-
-    def _any_pointer(self, buffer: Buffer) -> Pointer:
-        return Pointer("weight", -1000 - buffer.id) if buffer.id <= -1000 else self.pointer(buffer)
-
-    def report(self, node: Node, reason: str) -> None:
-        self.fallbacks.append(
-            {"module": node.scope, "op": node.op.name if not isinstance(node.op, Pointwise) else node.op.fn, "reason": reason}
-        )
-
-    # --- nodes ----------------------------------------------------------------------------------------------------
-
-    def lower(self, node: Node) -> None:
-        handler: Callable[[Node], None] | None = getattr(self, f"lower_{node.op.name}", None)
-        if handler is None:
-            raise UnsupportedError(f"{node.op.name} has no CPU kernel ({node.scope})", node.source)
-        handler(node)
-
-    def _view_like(self, node: Node, change: Callable[[Layout], Layout | None]) -> None:
-        layout = self.layout(node.inputs[0])
-        made = change(layout)
-        if made is None:
-            made = change(self.copy(node.inputs[0], layout))
-        assert made is not None
-        self.layouts[node.output.name] = made
-
-    def lower_view(self, node: Node) -> None:
-        self._view_like(node, lambda x: x.view(node.output.type.shape))
-
-    def lower_permute(self, node: Node) -> None:
-        assert isinstance(node.op, Permute)
-        order = node.op.order
-        self._view_like(node, lambda x: x.permute(order))
-
-    def lower_slice(self, node: Node) -> None:
-        op = node.op
-        assert isinstance(op, Slice)
-        layout = self.layout(node.inputs[0])
-        if not isinstance(layout.strides[op.dim], int):
-            layout = self.copy(node.inputs[0], layout, tokens_first=True)
-        self.layouts[node.output.name] = layout.slice(op.dim, op.start, op.stop, op.step)
-
-    def lower_expand(self, node: Node) -> None:
-        assert isinstance(node.op, Expand)
-        self._view_like(node, lambda x: x.expand(node.output.type.shape))
-
-    def lower_full(self, node: Node) -> None:
-        assert isinstance(node.op, Full)
-        self.exprs[node.output.name] = generic.Expr(storage(node.output.type.dtype), node.output.type.shape, number=node.op.value)
-
-    def lower_iota(self, node: Node) -> None:
-        assert isinstance(node.op, Iota)
-        raise UnsupportedError(f"a computed index vector remains ({node.scope})")
-
-    def expression(self, value: Value) -> generic.Expr:
-        if value.name in self.exprs and (len(self.users.get(value.name, [])) == 1 or self.exprs[value.name].number is not None):
-            return self.exprs[value.name]
-        layout = self.layout(value)
-        return generic.Expr(layout.buffer.dtype, layout.shape, leaf=layout)
-
-    def _pointwise(self, node: Node, fn: str, dtype: str) -> None:
-        args = tuple(self.expression(v) for v in node.inputs)
-        if fn != "cast" and not generic.supports(fn, [a.dtype for a in args]):
-            raise UnsupportedError(f"{fn} has no CPU code ({node.scope})", node.source)
-        expr = generic.Expr(storage(dtype), node.output.type.shape, fn, args)
-        for value in node.inputs:
-            if value.name in self.exprs and self.exprs[value.name].number is None:
-                del self.exprs[value.name]
-        self.exprs[node.output.name] = expr
-        self.report(node, "runs as a generic elementwise loop")
-        follow = self.users.get(node.output.name, [])
-        elementwise = (
-            len(follow) == 1
-            and isinstance(follow[0].op, Pointwise | Cast)
-            and follow[0].output.type.shape == node.output.type.shape
-        )
-        if not elementwise:
-            self.layout(node.output)
-
-    def lower_pointwise(self, node: Node) -> None:
-        assert isinstance(node.op, Pointwise)
-        self._pointwise(node, node.op.fn, node.op.dtype)
-
-    def lower_cast(self, node: Node) -> None:
-        assert isinstance(node.op, Cast)
-        source = node.inputs[0]
-        if storage(source.type.dtype) == storage(node.op.dtype) and source.name in self.layouts:
-            self.layouts[node.output.name] = self.layouts[source.name]
-        else:
-            self._pointwise(node, "cast", node.op.dtype)
-
-    def _refuse_token_sum(self, node: Node, dims: Sequence[int]) -> None:
-        shape = node.inputs[0].type.shape
-        if any(isinstance(shape[d], Sym) for d in dims):
-            raise UnsupportedError(
-                f"{node.op.name} runs over the tokens of a batch, so a request's result would depend on its neighbours ({node.scope})",
-                node.source,
-            )
-
-    def lower_reduce(self, node: Node) -> None:
-        op = node.op
-        assert isinstance(op, Reduce)
-        self._refuse_token_sum(node, op.dims)
-        x = self.layout(node.inputs[0])
-        self.call_generic(node, "reduce", *generic.reduction(op.fn, x, op.dims, op.keepdim, self.new_value(node.output)))
-        self.report(node, "runs as a generic reduction")
-
-    def lower_softmax(self, node: Node) -> None:
-        op = node.op
-        assert isinstance(op, Softmax)
-        self._refuse_token_sum(node, (op.dim,))
-        x = self.layout(node.inputs[0])
-        self.call_generic(node, "softmax", *generic.softmax(x, op.dim, op.log, self.new_value(node.output)))
-
-    def lower_topk(self, node: Node) -> None:
-        assert isinstance(node.op, Topk)
-        x = self.layout(node.inputs[0])
-        values, indices = (self.new_value(o) for o in node.outputs)
-        self.call_generic(node, "topk", *generic.topk(x, node.op.k, values, indices))
-
-    def lower_gather(self, node: Node) -> None:
-        assert isinstance(node.op, Gather)
-        self._refuse_token_sum(node, (node.op.dim,))
-        x, index = (self.layout(v) for v in node.inputs)
-        self.call_generic(node, "gather", *generic.gather(x, index, node.op.dim, self.new_value(node.output)))
-
-    def lower_index_select(self, node: Node) -> None:
-        assert isinstance(node.op, IndexSelect)
-        x, index = (self.layout(v) for v in node.inputs)
-        self.call_generic(node, "index_select", *generic.index_select(x, index, node.op.dim, self.new_value(node.output)))
-
-    def lower_scatter(self, node: Node) -> None:
-        assert isinstance(node.op, Scatter)
-        self._refuse_token_sum(node, (node.op.dim,))
-        x, index, source = (self.layout(v) for v in node.inputs)
-        self.call_generic(node, "scatter", *generic.scatter(x, index, source, node.op.dim, self.new_value(node.output)))
-
-    def lower_cumsum(self, node: Node) -> None:
-        assert isinstance(node.op, Cumsum)
-        self._refuse_token_sum(node, (node.op.dim,))
-        self.call_generic(node, "cumsum", *generic.cumsum(self.layout(node.inputs[0]), node.op.dim, self.new_value(node.output)))
-
-    def lower_concat(self, node: Node) -> None:
-        assert isinstance(node.op, Concat)
-        out, start = self.new_tokens_first(node.output), 0
-        for value in node.inputs:
-            x = self.layout(value)
-            size = value.type.shape[node.op.dim]
-            assert isinstance(size, int)
-            part = out.slice(node.op.dim, start, start + size, 1)
-            self.call_generic(node, "concat", *generic.pointwise(generic.Expr(x.buffer.dtype, x.shape, leaf=x), part))
-            start += size
-
-    def lower_matmul(self, node: Node) -> None:
-        assert isinstance(node.op, Matmul)
-        self._refuse_token_sum(node, (len(node.inputs[0].type.shape) - 1,))
-        a, b = (self.layout(v) for v in node.inputs)
-        self.call_generic(node, "matmul", *generic.matmul(a, b, self.new_value(node.output)))
-        self.report(node, "runs as a generic matrix product")
 
     def lower_embedding(self, node: Node) -> None:
         assert isinstance(node.op, Embedding)
@@ -617,35 +322,11 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
 
     # --- norms, rotation, attention ---------------------------------------------------------------------------------
 
-    def _heads(self, value: Value) -> tuple[Layout, Dim, int, int, int, int]:
-        """(layout, rows, heads, row stride, head stride, offset) of a value [..., rows, heads, width] with a contiguous width."""
-        shape = value.type.shape
-        layout = self.layout(value)
-        lead = layout.view((product(shape[:-2]), *shape[-2:])) if len(shape) >= 2 else layout.view((1, 1, *shape))
-        if (
-            lead is None
-            or (lead.strides[2] not in (1,) and shape[-1] != 1)
-            or not isinstance(lead.strides[0], int)
-            or not isinstance(lead.strides[1], int)
-            or not isinstance(lead.shape[1], int)
-        ):
-            layout = self.copy(value, layout)
-            lead = (
-                layout.view((product(shape[:-1]), 1, shape[-1]))
-                if len(shape) < 2 or not isinstance(shape[-2], int)
-                else layout.view((product(shape[:-2]), *shape[-2:]))
-            )
-            assert lead is not None
-        rows, heads = lead.shape[0], lead.shape[1]
-        row, head = lead.strides[0], lead.strides[1]
-        assert isinstance(heads, int) and isinstance(row, int) and isinstance(head, int)
-        return layout, rows, heads, row, head, lead.offset
-
     def _norm(self, node: Node, kind: int, eps: float, weight: bool, bias: bool) -> None:
         x = node.inputs[0]
         width = x.type.shape[-1]
         if len(x.type.shape) >= 3 and isinstance(x.type.shape[-2], int):
-            layout, rows, heads, ldx, ldh, offset = self._heads(x)
+            layout, rows, heads, ldx, ldh, offset = self.heads(x)
         else:
             layout, rows, ldx, offset = self.rows(x)
             heads, ldh = 1, 0
@@ -682,7 +363,7 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
     def lower_rope(self, node: Node) -> None:
         assert isinstance(node.op, Rope)
         x, table = node.inputs
-        layout, rows, heads, ldx, ldh, offset = self._heads(x)
+        layout, rows, heads, ldx, ldh, offset = self.heads(x)
         out = self.new_value(node.output)
         pairs, width = table.type.shape[-1], x.type.shape[-1]
         code = f"rope_rows(s, tid, (int)({c_dim(rows)}), {heads}, (const float *)@0 + {offset}, {ldx}, {ldh}, {width}, @1, {pairs}, {int(node.op.interleaved)}, {node.op.offset}, @2);"
@@ -700,7 +381,7 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         op = node.op
         assert isinstance(op, FusedAttention)
         at = {name: node.inputs[i] for name, i in op.operands.items()}
-        q, k, v = (self._heads(at[name]) for name in "qkv")
+        q, k, v = (self.heads(at[name]) for name in "qkv")
         dk, dv = at["k"].type.shape[3], at["v"].type.shape[3]
         assert isinstance(dk, int) and isinstance(dv, int)
         heads, groups = q[2], k[2]
@@ -773,7 +454,7 @@ convolve(s, tid, &f);"""
         columns = -(-heads // 16) * 16 if channels else -(-values // 16) * 16
         slot = keys * columns * (1 if channels else heads)
         out = self.new_value(node.output)
-        sides = [self._heads(t) for t in (q, k, v)]
+        sides = [self.heads(t) for t in (q, k, v)]
         if channels and sides[2][4] != 1:
             sides[2] = (self.dense(v), sides[2][1], heads, heads, 1, 0)
         pointers = [self._state(slot), self.pointer(out.buffer)]
@@ -833,65 +514,4 @@ def _zero_bytes(n: int, k: int, scheme: Scheme, gate: str) -> int:
 
 def lower(graph: Graph, kv_kind: str) -> Lowered:
     """Lower a graph for the CPU; raises UnsupportedError naming the module and the model's source line."""
-    return Lowering(graph, kv_kind).run()
-
-
-def assign_slots(lowered: Lowered) -> tuple[list[dict[str, int]], dict[int, int]]:
-    """Give every buffer a slot of the arena; buffers whose lives do not overlap share one. Returns slots and buffer → slot."""
-    last: dict[int, int] = {}
-    first: dict[int, int] = {}
-    for i, call in enumerate(lowered.calls):
-        for pointer in call.pointers:
-            if pointer.kind == "buffer":
-                first.setdefault(pointer.index, i)
-                last[pointer.index] = i
-    last[lowered.logits.id] = len(lowered.calls)
-    slots: list[dict[str, int]] = []
-    free_at: list[int] = []
-    of: dict[int, int] = {}
-    for buffer in sorted(lowered.buffers, key=lambda b: first.get(b.id, 0)):
-        if buffer.id not in first:
-            continue
-        need = _slot_need(buffer, lowered)
-        options = [
-            i
-            for i, end in enumerate(free_at)
-            if end < first[buffer.id]
-            and (slots[i]["tokens"] > 0) == (need["tokens"] > 0)
-            and (slots[i]["rows"] > 0) == (need["rows"] > 0)
-        ]
-        if options:
-            chosen = min(options, key=lambda i: (abs(sum(slots[i].values()) - sum(need.values())), i))
-            for key, size in need.items():
-                slots[chosen][key] = max(slots[chosen][key], size)
-        else:
-            chosen = len(slots)
-            slots.append(need)
-            free_at.append(0)
-        free_at[chosen] = last[buffer.id]
-        of[buffer.id] = chosen
-    return slots, of
-
-
-def _slot_need(buffer: Buffer, lowered: Lowered) -> dict[str, int]:
-    element = C_BYTES[buffer.dtype]
-    need = {"tokens": 0, "rows": 0, "fixed": lowered.limits.get("list_bytes", 0) if buffer.dtype == "i32" else 0}
-    if isinstance(buffer.size, Sym):
-        need["tokens" if buffer.size.name == "T" else "rows"] = buffer.size.scale * element
-    else:
-        need["fixed"] += buffer.size * element
-    return need
-
-
-def plain_name(text: str) -> str:
-    """A weight's name in the artifact: letters, digits, dots, dashes and underscores."""
-    return re.sub(r"[^\w.\-]", "_", text.lstrip("@%"))
-
-
-def unique_names(specs: list[WeightSpec]) -> list[str]:
-    """A name in the artifact for each tensor."""
-    names: list[str] = []
-    for i, spec in enumerate(specs):
-        stem = plain_name(spec.name)
-        names.append(stem if stem not in names else f"{stem}.{i}")
-    return names
+    return CpuLowering(graph, kv_kind).run()

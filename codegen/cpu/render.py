@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,12 @@ from ...compiler.ir.graph import Graph
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
 from ...quant.levels import FOUR_BITS
 from ...runtime.artifact import layout_digest
+from ..lowering import INPUTS, Pointer, unique_names
+from ..packing import FIELDS
 from . import generic
-from .lower import INPUTS, Call, Lowered, Pointer, assign_slots, lower, unique_names
-from .packing import FIELDS
+from .lower import Call, Lowered, lower
 
-ABI = 3
+ABI = 4
 TEMPLATES = Path(__file__).parent / "templates"
 HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h", "recurrence.h")
 AMX_KINDS = (
@@ -36,6 +38,18 @@ AMX_KINDS = (
 )  # exact in bfloat16
 
 
+def _bf16_table(values: Iterable[float]) -> str:
+    """Sixteen values that are exact in bfloat16, twice, as the bits of the type."""
+    bits = [struct.unpack("<I", struct.pack("<f", v))[0] for v in values]
+    assert len(bits) == 16 and all(b % 65536 == 0 for b in bits)
+    return ", ".join(f"0x{b >> 16:04x}" for b in bits * 2)
+
+
+DOT_TABLES = {
+    "i4": _bf16_table(range(-8, 8)),
+    "u4": _bf16_table(range(16)),
+    **{name: _bf16_table(levels) for name, levels in FOUR_BITS.items() if name in AMX_KINDS},
+}
 LEVEL_TABLES = {name: ", ".join(f"{v.hex()}f" for v in levels) for name, levels in FOUR_BITS.items()}
 
 
@@ -58,7 +72,7 @@ class _Segment:
 def render(graph: Graph, kv_kind: str) -> Rendered:
     """The C sources of a graph's step. The same graph gives the same bytes."""
     lowered = lower(graph, kv_kind)
-    slots, slot_of = assign_slots(lowered)
+    slots, slot_of = lowered.slots()
     numbers, kernels = _number_kernels(lowered.calls)
 
     def pointer_id(pointer: Pointer) -> int:
@@ -80,12 +94,19 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
     environment = _environment()
     float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"]), sorted(kinds["dot"])
     common = {"float_kinds": float_kinds, "dot_kinds": dot_kinds, "activations": ACTIVATIONS}
-    numbers_of = {"fields": FIELDS, "amx_kinds": AMX_KINDS, "halves": sorted(kinds["halves"]), "level_tables": LEVEL_TABLES}
+    numbers_of = {
+        "fields": FIELDS,
+        "amx_kinds": AMX_KINDS,
+        "halves": sorted(kinds["halves"]),
+        "level_tables": LEVEL_TABLES,
+        "dot_tables": DOT_TABLES,
+    }
     attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
     kv = sorted(kinds["kv"] - {"f32"})
     limits = lowered.limits
     step = environment.get_template("step.c.j2").render(
         **common,
+        amx_kinds=AMX_KINDS,
         linear_source=environment.get_template("linear.c.j2").render(**common, **numbers_of, kv_only=kv),
         attention_source=attention,
         table_kinds=sorted(kinds["table"]),

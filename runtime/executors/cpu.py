@@ -19,7 +19,7 @@ from ..artifact import Artifact, layout_digest
 from ..cpu_info import LEVELS, available_levels
 from ..sampling import Draw, SamplingRow
 
-ABI = 3
+ABI = 4
 Ints = npt.NDArray[np.int32]
 
 
@@ -109,7 +109,7 @@ class CpuExecutor:
         self._library, self._handle = _load(artifact, self.level)
         tensors = artifact.tensors
         base = artifact.base_address
-        names = [n for n, _ in artifact.manifest["weights"]]
+        names = _weight_names(artifact, self.level)
         pointers = (ctypes.c_void_p * len(names))(*[base + tensors[n][0] for n in names])
         self._max_rows = max_rows
         if slots < 1 and self._library.llmc_state_bytes_per_slot():
@@ -186,6 +186,10 @@ class CpuExecutor:
     def copy_state(self, source: int, target: int) -> None:
         """Copy the states of recurrent layers from one slot to another."""
         self._library.llmc_copy_state(self._step, source, target)
+
+    def portable(self, on: bool) -> None:
+        """Whether products with bfloat16 activations keep to the arithmetic of all levels, where this one has a faster kind."""
+        self._library.llmc_portable(self._step, int(on))
 
     def profile(self, on: bool) -> None:
         """Start (and clear) or stop timing each kernel."""
@@ -264,6 +268,13 @@ def _row(row: SamplingRow) -> _Sampling:
     return made
 
 
+def _weight_names(artifact: Artifact, level: str) -> list[str]:
+    """The tensors that a level's kernels read, in their order: the first of the file's."""
+    entry = next(t for t in artifact.manifest["targets"] if t.get("isa") == level)
+    names = [n for n, _ in artifact.manifest["weights"]]
+    return names[: int(entry.get("weights", len(names)))]
+
+
 def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
     """dlopen the level's shared object from memory: no temporary file is left behind.
 
@@ -289,7 +300,7 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         ("llmc_usable", integer, []), ("llmc_create", pointer, [pointer, *[integer] * 7]), ("llmc_destroy", None, [pointer]), ("llmc_step", integer, [pointer, pointer]),
         ("llmc_logits", pointer, [pointer]), ("llmc_sample", integer, [pointer, pointer, integer, integer, pointer, pointer, integer, pointer, pointer]),
         ("llmc_score", integer, [pointer, pointer, integer, integer, pointer]), ("llmc_copy_block", integer, [pointer, integer, integer]), ("llmc_copy_state", integer, [pointer, integer, integer]),
-        ("llmc_profile", None, [pointer, integer]), ("llmc_kernel_count", integer, []), ("llmc_kernel_name", ctypes.c_char_p, [integer]),
+        ("llmc_portable", None, [pointer, integer]), ("llmc_profile", None, [pointer, integer]), ("llmc_kernel_count", integer, []), ("llmc_kernel_name", ctypes.c_char_p, [integer]),
         ("llmc_peak_read", ctypes.c_int64, [pointer, ctypes.c_int64]), ("llmc_peak_float", ctypes.c_float, [ctypes.c_int64, ctypes.c_float]), ("llmc_peak_float_operations", integer, []),
         ("llmc_peak_int8", ctypes.c_int32, [ctypes.c_int64, ctypes.c_int32]), ("llmc_peak_int8_operations", integer, []),
         ("llmc_kernel_seconds", ctypes.c_double, [pointer, integer]), ("llmc_kernel_calls", ctypes.c_int64, [pointer, integer]), ("llmc_cache_bytes_per_block", ctypes.c_int64, []),
@@ -299,7 +310,7 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         found.restype, found.argtypes = result, arguments
     if not library.llmc_usable():
         raise EnvironmentLacks(f"the kernel of this machine does not let the process use {level}", "run with --isa x86-64-v4")
-    names = [n for n, _ in artifact.manifest["weights"]]
+    names = _weight_names(artifact, level)
     if library.llmc_layout().decode() != layout_digest(names, artifact.manifest["model"]["vocab"]):
         raise ArtifactError(
             f"{artifact.path.name}: its kernels were made for other weights than its manifest lists",

@@ -118,7 +118,7 @@ def test_strict_refuses_fallbacks(fails, source, here, monkeypatch):
 )
 @pytest.mark.parametrize("during", ["draft", "final", "weights"])
 def test_an_interrupted_compile_leaves_nothing(llmc, source, here, monkeypatch, error, status, during):
-    from llmc.codegen.cpu.weights import WeightPacker
+    from llmc.codegen.weights import WeightPacker
     from llmc.runtime import artifact
 
     real, calls = artifact.write_archive, []

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from llmc.codegen import kernel_cache
 from llmc.codegen.cpu import build as build_module
 from llmc.codegen.cpu.build import build, toolchain
-from llmc.codegen.cpu.lower import assign_slots, lower
+from llmc.codegen.cpu.lower import lower
 from llmc.codegen.cpu.render import _periods, render
 from llmc.compiler.ir.ops.linear import Linear
 from llmc.compiler.ir.ops.pointwise import Pointwise
@@ -62,7 +63,7 @@ def test_building_twice_gives_the_same_bytes_whatever_the_folder(tmp_path, monke
 
 
 def test_the_kernel_cache_keeps_what_was_built(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "cache_folder", lambda: tmp_path / "kernels")
+    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path / "kernels")
     sources = render(small(), "f32").sources
     first = build(sources, "x86-64-v3")
     (kept,) = (tmp_path / "kernels").iterdir()
@@ -85,7 +86,7 @@ def test_a_compiler_that_is_not_there():
 def test_buffers_that_share_a_slot_are_never_alive_together(lowered_graphs):
     for key, graph in lowered_graphs.items():
         lowered = lower(graph, "bf16")
-        slots, of = assign_slots(lowered)
+        slots, of = lowered.slots()
         life = {}
         for i, call in enumerate(lowered.calls):
             for p in call.pointers:

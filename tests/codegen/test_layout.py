@@ -7,7 +7,7 @@ import math
 import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from llmc.codegen.cpu.layout import Buffer, Layout, storage
+from llmc.codegen.layout import Buffer, Layout, storage
 from llmc.compiler.ir.types import Sym
 
 BUFFER = Buffer(0, "f32", 0)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from llmc.codegen.cpu.lower import _codes_bytes, _scale_bytes
-from llmc.codegen.cpu.packing import Kind, interleave_gate, kind_of, pack_codes, pack_floats, pack_groups, pack_vector
+from llmc.codegen.packing import Kind, interleave_gate, kind_of, pack_codes, pack_floats, pack_groups, pack_vector
 from llmc.quant.algorithms.rtn import quantize
 from llmc.quant.scheme import parse_scheme
 

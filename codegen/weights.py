@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import torch
 
-from ...compiler.ir.graph import Graph, Value, roots
-from ...compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
-from ...compiler.ir.types import product
-from ...errors import LlmcError
-from ...quant.algorithms.rtn import Codes, quantize
-from ...quant.calibrate import Calibrated
-from ...quant.formats.bound import BoundStored
-from ...quant.scheme import Scheme
-from .lower import WeightSpec
+from ..compiler.ir.graph import Graph, Value, roots
+from ..compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
+from ..compiler.ir.types import product
+from ..errors import LlmcError
+from ..quant.algorithms.rtn import Codes, quantize
+from ..quant.calibrate import Calibrated
+from ..quant.formats.bound import BoundStored
+from ..quant.scheme import Scheme
+from .lowering import WeightSpec
 from .packing import Kind, interleave_gate, kind_of, pack_codes, pack_floats, pack_groups, pack_vector, tile_bytes
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ...quant.algorithms.rtn import Codes
-from ...quant.scheme import Scheme
+from ..quant.algorithms.rtn import Codes
+from ..quant.scheme import Scheme
 
 
 @dataclass(frozen=True)

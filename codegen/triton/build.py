@@ -1,0 +1,197 @@
+"""Building a Plan: its kernels compiled for one chip, and the plan as the launch executor reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
+from ..kernel_cache import cached, keep
+from . import generic
+from .elf import resources
+from .lower import Kernel, Lowered
+from .target import GpuTarget
+
+FOLDER = Path(__file__).parent / "kernels"
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Built:
+    """A target's members by file name, and what `llmc inspect` lists of its kernels."""
+
+    files: dict[str, bytes]
+    kernels: tuple[dict[str, Any], ...]
+
+
+def toolchain() -> str:
+    """What compiles the kernels, for the manifest."""
+    try:
+        return f"triton {version('triton')}"
+    except PackageNotFoundError as error:
+        raise EnvironmentLacks("GPU targets need the package triton", "install the `compile` extra") from error
+
+
+def sources(lowered: Lowered) -> dict[str, str]:
+    """The modules that the kernels come from, by file name."""
+    modules = {path.name: path.read_text() for path in sorted(FOLDER.glob("*.py"))}
+    modules["generic.py"] = generic.HEAD + "".join(f"\n\n{lowered.functions[name]}" for name in sorted(lowered.functions))
+    return modules
+
+
+def build(lowered: Lowered, target: GpuTarget, names: list[str]) -> Built:
+    """Compile a plan's kernels for a chip; `names` are its weights' in the artifact. The same plan, target and Triton give the same bytes.
+
+    Raises UnsupportedError when a kernel needs more shared memory than the chip has, LlmcError when Triton refuses one.
+    """
+    kernels = lowered.kernels()
+    modules = sources(lowered)
+    made = compiled(kernels, modules, target)
+    files: dict[str, bytes] = {}
+    listed: list[dict[str, Any]] = []
+    facts: dict[str, dict[str, Any]] = {}
+    uses = {kernel.name: 0 for kernel in kernels}
+    schemes: dict[str, str] = {}
+    weight_bytes: dict[str, int] = {}
+    operations: dict[str, int] = {}
+    for launch in lowered.launches:
+        for _, kernel, _ in launch.variants:
+            uses[kernel.name] += 1
+            schemes[kernel.name], weight_bytes[kernel.name], operations[kernel.name] = (
+                launch.scheme,
+                launch.weight_bytes,
+                launch.operations,
+            )
+    for kernel in kernels:
+        binary, fact = made[kernel.name]
+        if fact["shared"] > target.shared_bytes:
+            raise UnsupportedError(
+                f"{kernel.function} needs {fact['shared']} bytes of shared memory, {target.name} has {target.shared_bytes}",
+                "this is a limit of the kernel: please report it",
+            )
+        files[f"{kernel.name}.{target.extension}"] = binary
+        found = resources(binary, fact["symbol"])
+        facts[kernel.name] = {
+            "symbol": fact["symbol"], "shared": fact["shared"], "threads": fact["warps"] * target.warp, "signature": list(kernel.signature),
+            "member": f"{kernel.name}.{target.extension}", "module": kernel.module, "function": kernel.function, "constants": dict(kernel.constants),
+        }  # fmt: skip
+        listed.append({
+            "name": kernel.name, "kernel": kernel.function, "bytes": len(binary), "shared_bytes": fact["shared"], "threads": fact["warps"] * target.warp,
+            "registers": found.get("registers"), "scheme": schemes.get(kernel.name, ""), "weight_bytes": weight_bytes.get(kernel.name, 0), "operations": operations.get(kernel.name, 0), "target": target.arch, "calls": uses[kernel.name],
+        })  # fmt: skip
+    files["plan.json"] = json.dumps(_json(lowered, facts, target, names), separators=(",", ":"), sort_keys=True).encode()
+    return Built(files, tuple(listed))
+
+
+def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: list[str]) -> dict[str, Any]:
+    slots, slot_of = lowered.slots()
+
+    def argument(item: list[Any]) -> list[Any]:
+        if item[0] == "buffer":
+            return ["buffer", slot_of[item[1]], item[2] * 4]
+        return item
+
+    return {
+        "version": PLAN_VERSION,
+        "target": target.name,
+        "kernels": facts,
+        "weights": names,
+        "device": [
+            {"weight": r.spec, "kernel": r.kernel.name if r.kernel else None, "grid": list(r.grid), "bytes": r.bytes}
+            for r in lowered.device
+        ],
+        "tables": {name: list(values) for name, values in lowered.tables.items()},
+        "buffers": slots,
+        "logits": slot_of[lowered.logits.id],
+        "vocabulary": lowered.vocabulary,
+        "caches": [{"groups": c.groups, "dk": c.dk, "dv": c.dv, "kind": c.kind} for c in lowered.caches],
+        "part_floats": lowered.part_floats,
+        "launches": [
+            {
+                "kernel": launch.kernel,
+                "scope": launch.scope,
+                "when": launch.when,
+                "rows": launch.rows,
+                "arguments": [argument(a) for a in launch.arguments],
+                "variants": [[most, kernel.name, grid] for most, kernel, grid in launch.variants],
+                "weight_bytes": launch.weight_bytes,
+                "operations": launch.operations,
+            }
+            for launch in lowered.launches
+        ],
+    }
+
+
+def compiled(kernels: Iterable[Kernel], modules: dict[str, str], target: GpuTarget) -> dict[str, tuple[bytes, dict[str, Any]]]:
+    """Binary, symbol, shared memory and warps of each kernel, from the cache or by Triton in processes of their own."""
+    tools = toolchain()
+    jobs: list[tuple[Kernel, str]] = []
+    done: dict[str, tuple[bytes, dict[str, Any]]] = {}
+    for kernel in kernels:
+        text = [modules[f"{kernel.module}.py"]] if kernel.module != "experts" else [modules["experts.py"], modules["linear.py"]]
+        if kernel.module == "generic":
+            text = [generic.HEAD, next(f for f in text[0].split("\n\n\n") if f"def {kernel.function}(" in f)]
+        identity = hashlib.sha256(repr((tools, target.name, kernel.name, text, "v1")).encode()).hexdigest()
+        found = cached(f"{identity}.bin")
+        if found is None:
+            jobs.append((kernel, identity))
+            continue
+        head, _, binary = found.partition(b"\n")
+        done[kernel.name] = (binary, json.loads(head))
+    if not jobs:
+        return done
+    with tempfile.TemporaryDirectory(prefix="llmc-triton-") as folder:
+        package = Path(folder) / "llmc_kernels"
+        package.mkdir()
+        for name, source in modules.items():
+            (package / name).write_text(source)
+        workers = max(1, min(len(os.sched_getaffinity(0)), len(jobs)))
+        parts = [jobs[i::workers] for i in range(workers)]
+        with ThreadPoolExecutor(workers) as pool:
+            for facts in pool.map(lambda part: _work(part, folder, target), parts):
+                for kernel, identity, fact in facts:
+                    binary = (Path(folder) / f"{kernel.name}.bin").read_bytes()
+                    keep(f"{identity}.bin", json.dumps(fact).encode() + b"\n" + binary)
+                    done[kernel.name] = (binary, fact)
+    return done
+
+
+def _work(part: list[tuple[Kernel, str]], folder: str, target: GpuTarget) -> list[tuple[Kernel, str, dict[str, Any]]]:
+    described = [
+        {
+            "name": k.name, "module": k.module, "function": k.function, "signature": k.signature, "constants": k.constants, "warps": k.warps, "stages": k.stages,
+            "aligned": k.module not in ("generic", "norm", "experts", "attention", "rows"),
+        }
+        for k, _ in part
+    ]  # fmt: skip
+    job = json.dumps({"folder": folder, "family": target.family, "arch": target.arch, "kernels": described})
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(Path(folder) / "cache")}
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("compile_worker.py"))],
+        input=job,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    answers = {a["name"]: a for a in map(json.loads, ran.stdout.splitlines())}
+    found = []
+    for kernel, identity in part:
+        answer = answers.get(kernel.name)
+        if answer is None or "error" in answer:
+            reason = answer["error"] if answer else ran.stderr[-2000:] or f"exit status {ran.returncode}"
+            raise LlmcError(
+                f"{kernel.function} does not compile for {target.name}: {reason}",
+                "this is a bug in llmc: please report it with the model's config",
+            )
+        found.append((kernel, identity, {k: answer[k] for k in ("symbol", "shared", "warps")}))
+    return found

@@ -1,0 +1,119 @@
+"""What moves or turns rows: embeddings, rotations, the largest logit."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def embed(
+    ids_ptr,
+    w_ptr,
+    scale_ptr,
+    zero_ptr,
+    table_ptr,
+    y_ptr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    KW: tl.constexpr,
+    KIND: tl.constexpr,
+    BITS: tl.constexpr,
+    ZERO: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Row ids[t] of a table [V, K], stored as `linear` stores weights, in float32. Grid (tokens, blocks of K)."""
+    t = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < K
+    row = tl.load(ids_ptr + t).to(tl.int64)
+    row = tl.where((row < 0) | (row >= V), 0, row)
+    if KIND == "float":
+        y = tl.load(w_ptr + row * KW + k, mask=inside, other=0.0).to(tl.float32)
+    else:
+        if BITS == 4:
+            byte = k // (2 * SPAN) * SPAN + k % SPAN
+            c = (tl.load(w_ptr + row * (KW // 2) + byte, mask=inside, other=0).to(tl.int32) >> (4 * (k // SPAN % 2))) & 15
+        else:
+            c = tl.load(w_ptr + row * KW + k, mask=inside, other=0).to(tl.int32)
+        g = tl.minimum(k // GROUP, GROUPS - 1)
+        if KIND == "int":
+            c = c - ZERO
+            if HAS_ZERO:
+                c = c - tl.load(zero_ptr + row * GROUPS + g, mask=inside, other=0).to(tl.int32)
+            y = c.to(tl.float32)
+        elif KIND == "level":
+            y = tl.load(table_ptr + c, mask=inside, other=0.0)
+        elif KIND == "e4m3":
+            w = c.to(tl.uint32)
+            y = (((w & 0x80) << 24) | ((w & 0x7F) << 20)).to(tl.float32, bitcast=True) * 1.329227995784916e36
+        else:
+            w = c.to(tl.uint32)
+            y = (((w & 0x80) << 24) | ((w & 0x7F) << 21)).to(tl.float32, bitcast=True) * 5.192296858534828e33
+        y = y * tl.load(scale_ptr + row * GROUPS + g, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + t * K + k, y, mask=inside)
+
+
+@triton.jit
+def rope_table(positions_ptr, frequencies_ptr, y_ptr, PAIRS: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr):
+    """y [T, 2, PAIRS]: scale·cos and scale·sin of position·frequency, the product rounded to float32."""
+    t = tl.program_id(0).to(tl.int64)
+    p = tl.arange(0, BLOCK)
+    inside = p < PAIRS
+    angle = tl.load(positions_ptr + t).to(tl.float32) * tl.load(frequencies_ptr + p, mask=inside, other=0.0)
+    tl.store(y_ptr + t * 2 * PAIRS + p, tl.cos(angle) * SCALE, mask=inside)
+    tl.store(y_ptr + (t * 2 + 1) * PAIRS + p, tl.sin(angle) * SCALE, mask=inside)
+
+
+@triton.jit
+def rope(
+    x_ptr,
+    table_ptr,
+    y_ptr,
+    HEADS: tl.constexpr,
+    LDX: tl.constexpr,
+    LDH: tl.constexpr,
+    D: tl.constexpr,
+    PAIRS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (rows, heads): rows of D values, rotated by their token's table."""
+    t, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane = tl.arange(0, BLOCK)
+    inside = lane < D
+    row_ptr = x_ptr + t * LDX + head * LDH
+    x = tl.load(row_ptr + lane, mask=inside, other=0.0)
+    d = lane - OFFSET
+    turns = (d >= 0) & (d < 2 * PAIRS)
+    if INTERLEAVED:
+        pair, second = d // 2, d % 2 == 1
+        other = tl.where(second, lane - 1, lane + 1)
+    else:
+        pair, second = d % PAIRS, d >= PAIRS
+        other = tl.where(second, lane - PAIRS, lane + PAIRS)
+    y = tl.load(row_ptr + other, mask=turns, other=0.0)
+    cos = tl.load(table_ptr + t * 2 * PAIRS + pair, mask=turns, other=1.0)
+    sin = tl.load(table_ptr + (t * 2 + 1) * PAIRS + pair, mask=turns, other=0.0)
+    x = tl.where(turns, tl.where(second, x * cos + y * sin, x * cos - y * sin), x)
+    tl.store(y_ptr + (t * HEADS + head) * D + lane, x, mask=inside)
+
+
+@triton.jit
+def argmax(x_ptr, rows_ptr, y_ptr, V: tl.constexpr, BLOCK: tl.constexpr):
+    """y[i] = the place of the largest of row rows[i] of x [R, V], the first of equals."""
+    i = tl.program_id(0)
+    row = tl.load(rows_ptr + i).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    where = tl.zeros((BLOCK,), tl.int32)
+    for v0 in range(0, V, BLOCK):
+        x = tl.load(x_ptr + row * V + v0 + lane, mask=v0 + lane < V, other=float("-inf"))
+        wins = x > best
+        best = tl.where(wins, x, best)
+        where = tl.where(wins, v0 + lane, where)
+    most = tl.max(best, 0)
+    tl.store(y_ptr + i, tl.min(tl.where(best == most, where, 2147483647), 0))

@@ -1,0 +1,633 @@
+"""Lowering for GPUs: an IR graph to a Plan, a list of kernel launches with buffers and grid formulas.
+
+The graph is the one that the CPU's kernels follow from, and the weights are the same tensors in the same packing: an artifact that
+holds both kinds of targets holds one IR and one copy of the weights, which a GPU lays out as rows when it loads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...compiler.ir.graph import Graph, Node, Value
+from ...compiler.ir.ops.embedding import Embedding
+from ...compiler.ir.ops.experts import Experts
+from ...compiler.ir.ops.fused_attention import FusedAttention
+from ...compiler.ir.ops.layer_norm import LayerNorm
+from ...compiler.ir.ops.linear import Linear
+from ...compiler.ir.ops.rms_norm import RmsNorm
+from ...compiler.ir.ops.rope import Rope
+from ...compiler.ir.ops.rope_table import RopeTable
+from ...compiler.ir.types import Dim, Sym, product
+from ...errors import UnsupportedError
+from ...quant.levels import FOUR_BITS
+from ...quant.scheme import Scheme, parse_scheme
+from ..layout import Buffer, Layout
+from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
+from ..packing import FIELDS, kind_of
+from . import generic
+
+KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
+ROUNDINGS = {"": "", "f32": "", "f16": "", "bf16": "bf16", "int8": "int8-values", "fp8": "fp8"}
+TYPES = {"f32": "*fp32", "i64": "*i64", "i32": "*i32", "bool": "*u8", "bf16": "*bf16", "f16": "*fp16", "i8": "*i8", "u8": "*u8"}
+FEW_ROWS = 16
+MANY_ROWS = 64
+SPLIT = 256
+PAGE = 32
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One specialised kernel: `constants` are its constexpr arguments, `signature` the types of the others, in order."""
+
+    module: str
+    function: str
+    signature: tuple[str, ...]
+    constants: tuple[tuple[str, Any], ...]
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def name(self) -> str:
+        text = json.dumps([self.module, self.function, self.signature, self.constants, self.warps, self.stages])
+        return f"{self.function}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+@dataclass
+class Launch:
+    """One step of the plan. `variants`: (most rows, kernel, grid), the first whose rows are enough runs; a grid is three sizes
+    (symbol, factor, divisor): ceil(value·factor / divisor). `when` names a condition of the step."""
+
+    kernel: str
+    scope: str
+    arguments: list[list[Any]]
+    variants: list[tuple[int, Kernel, list[list[Any]]]]
+    rows: list[Any]
+    pointers: list[Pointer] = field(default_factory=list)
+    when: str = ""
+    scheme: str = ""
+    weight_bytes: int = 0
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A weight as rows on the device: which packed tensor it is made of, by which kernel, and how many bytes it takes."""
+
+    spec: int
+    kernel: Kernel | None
+    grid: tuple[int, int]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the kernels read a packed weight."""
+
+    kind: str
+    bits: int
+    zero: int
+    group: int
+    groups: int
+    span: int
+    width: int
+    codes: int
+    scales: int | None
+    zeros: int | None
+    table: str = ""
+    dtype: str = "u8"
+    scale_type: str = "*fp32"
+    offset: bool = False
+    int8: bool = False
+
+    def constants(self) -> dict[str, Any]:
+        return {
+            "KIND": self.kind,
+            "BITS": self.bits,
+            "ZERO": self.zero,
+            "GROUP": self.group,
+            "GROUPS": self.groups,
+            "KW": self.width,
+            "SPAN": self.span,
+        }
+
+
+@dataclass
+class Lowered:
+    """The plan before its kernels are compiled."""
+
+    launches: list[Launch]
+    weights: list[WeightSpec]
+    device: list[Rows]
+    buffers: list[Buffer]
+    caches: list[Cache]
+    logits: Buffer
+    vocabulary: int
+    functions: dict[str, str]
+    tables: dict[str, tuple[float, ...]]
+    part_floats: int
+    fallbacks: list[dict[str, str]]
+    notes: list[str]
+
+    def slots(self) -> tuple[list[dict[str, int]], dict[int, int]]:
+        """The arena's slots, in bytes a token, a row and fixed; and each buffer's."""
+        return assign_slots([launch.pointers for launch in self.launches], self.buffers, self.logits)
+
+    def kernels(self) -> list[Kernel]:
+        """Every kernel that the plan needs, each once."""
+        found: dict[str, Kernel] = {}
+        for launch in self.launches:
+            found.update({kernel.name: kernel for _, kernel, _ in launch.variants})
+        found.update({rows.kernel.name: rows.kernel for rows in self.device if rows.kernel is not None})
+        return list(found.values())
+
+
+def power(n: int, least: int = 16) -> int:
+    """The power of two from n on."""
+    size = least
+    while size < n:
+        size *= 2
+    return size
+
+
+def up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+class GpuLowering(Lowering):
+    """Lowers for a GPU of any kind; `lowered` is the result."""
+
+    loops = generic
+
+    def __init__(self, graph: Graph, kv_kind: str) -> None:
+        super().__init__(graph)
+        if kv_kind not in KV_KINDS:
+            raise UnsupportedError(f"a GPU keeps its cache in {', '.join(KV_KINDS)}, not in {kv_kind}", "give another --kv-dtype")
+        self.kv_kind = KV_KINDS[kv_kind]
+        self.launches: list[Launch] = []
+        self.device: list[Rows] = []
+        self._on_device: dict[tuple[int, str], int] = {}
+        self.caches: list[Cache] = []
+        self.functions: dict[str, str] = {}
+        self.tables: dict[str, tuple[float, ...]] = {}
+        self.part_floats = 0
+        self.notes: list[str] = []
+
+    def run(self) -> Lowered:
+        logits = self.walk()
+        vocabulary = self.graph.outputs[0].type.shape[-1]
+        assert isinstance(vocabulary, int)
+        kernel = self._kernel("rows", "argmax", ["*fp32", "*i32", "*i32"], V=vocabulary, BLOCK=1024)
+        self._launch(None, [logits.buffer, "input:sample_rows", "output:tokens"], kernel, [["DRAWS", 1, 1]], when="greedy")
+        return Lowered(
+            self.launches, self.weights, self.device, self.buffers, self.caches, logits.buffer, vocabulary, self.functions, self.tables,
+            self.part_floats, self.fallbacks, self.notes,
+        )  # fmt: skip
+
+    # --- launches -------------------------------------------------------------------------------------------------
+
+    def _kernel(
+        self, module: str, function: str, signature: Sequence[str], warps: int = 4, stages: int = 3, **constants: Any
+    ) -> Kernel:
+        return Kernel(module, function, tuple(signature), tuple(sorted(constants.items())), warps, stages)
+
+    def _argument(self, item: Any) -> tuple[list[Any], Pointer | None]:
+        """A launch's argument: a buffer (with an offset), a pointer to a weight, or a name."""
+        offset = 0
+        if isinstance(item, tuple):
+            item, offset = item
+        if isinstance(item, Layout):
+            item = item.buffer
+        if isinstance(item, Buffer):
+            pointer = self._any_pointer(item)
+            return [pointer.kind, pointer.index, offset], pointer
+        if isinstance(item, Pointer):
+            return [item.kind, item.index, offset], item
+        if isinstance(item, list):
+            return item, None
+        if item is None:
+            return ["null"], None
+        kind, _, name = str(item).partition(":")
+        return [kind, int(name) if name.isdigit() else name], None
+
+    def _launch(
+        self, node: Node | None, arguments: Sequence[Any], kernel: Kernel | Sequence[tuple[int, Kernel, list[list[Any]]]],
+        grid: list[list[Any]] | None = None, rows: Dim = 1, when: str = "", **facts: Any,
+    ) -> None:  # fmt: skip
+        made = [self._argument(a) for a in arguments]
+        variants = [(0, kernel, grid or [])] if isinstance(kernel, Kernel) else list(kernel)
+        self.launches.append(
+            Launch(
+                variants[0][1].function,
+                node.scope if node is not None else "",
+                [a for a, _ in made],
+                variants,
+                list(generic.lanes_of(rows)),
+                [p for _, p in made if p is not None],
+                when,
+                **facts,
+            )
+        )
+
+    def call_generic(self, node: Node | None, kernel: str, *loop: Any) -> None:
+        """Launch a generated loop; loops with equal bodies are one."""
+        body, layouts, count = loop
+        name = f"{kernel}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
+        self.functions[name] = generic.function(name, body, len(layouts))
+        made = self._kernel("generic", name, [*(TYPES[x.buffer.dtype] for x in layouts), "i32", "i32"], BLOCK=generic.BLOCK)
+        symbol, factor = generic.lanes_of(count)
+        self._launch(node, [*(x.buffer for x in layouts), "size:T", "size:R"], made, [[symbol, factor, generic.BLOCK]])
+
+    # --- weights --------------------------------------------------------------------------------------------------
+
+    def _rows(self, spec: WeightSpec, kernel: Kernel | None, grid: tuple[int, int], size: int) -> int:
+        """A packed tensor as rows on the device; its number."""
+        index = self.weight(spec).index
+        key = (index, kernel.name if kernel is not None else "")
+        if key not in self._on_device:
+            self._on_device[key] = len(self.device)
+            self.device.append(Rows(index, kernel, grid, size))
+        return self._on_device[key]
+
+    def _stored(self, weight: Value, scheme: Scheme, gated: str = "") -> Stored:
+        """Codes, scales and zero points of a weight [N, K] or [E, N, K] as rows."""
+        *lead, n, k = (d for d in weight.type.shape if isinstance(d, int))
+        count = lead[0] if lead else 1
+        rows = count * (2 * up(n // 2, 16) if gated else n)
+        padded = count * (up(2 * up(n // 2, 16), 32) if gated else up(n, 32))
+        rows = padded if lead else rows
+        if not scheme.is_coded:
+            kind = scheme.kind if scheme.kind in ("f32", "f16", "bf16") else "f32"
+            width, element = up(k, 64), 4 if kind == "f32" else 2
+            moved = "*i32" if kind == "f32" else "*i16"
+            made = self._kernel(
+                "layout",
+                "rows_of_floats",
+                [moved, moved],
+                K=k,
+                CHUNKS=up(k, 32) // 32,
+                KW=width,
+                PAIRED=kind == "bf16",
+                BLOCK=256,
+            )
+            spec = WeightSpec(weight.name, f"floats:{kind}", (weight,), None, gated)
+            at = self._rows(spec, made, (rows, -(-width // 256)), rows * width * element)
+            return Stored("float", 16, 0, width, 1, 32 if kind == "f32" else 64, width, at, None, None, dtype=kind)
+        family = kind_of(scheme)
+        group = scheme.group or k
+        groups = -(-k // scheme.group) if scheme.group else 1
+        bits = 4 if scheme.bits == 4 else 8
+        span = min(64, group) if scheme.group else 64
+        width = up(k, span * 8 // bits)
+        chunk = 64 if family.dot else 32
+        form, flip, zero = "bytes", 0, 0
+        fields: tuple[int, ...] = (1, 0)
+        if family.dot:
+            form = "dot4" if scheme.bits == 4 else "quads"
+        elif scheme.bits == 4:
+            form = "nibbles"
+        elif scheme.is_integer and scheme.bits in FIELDS:
+            form, fields = "fields", (*FIELDS[scheme.bits], 0)[:2]
+        elif family.name == "i8":
+            flip = 128
+        if scheme.is_integer and not scheme.asymmetric:
+            zero = 1 << (scheme.bits - 1)
+        kind, table = "int", ""
+        if not scheme.is_integer:
+            kind = family.name if family.name in ("e4m3", "e5m2") else "level"
+            if kind == "level":
+                table = family.name
+                self.tables[table] = tuple(FOUR_BITS[family.name])
+        made = self._kernel(
+            "layout", "rows_of_codes", ["*u8", "*u8"], K=k, CHUNKS=up(k, chunk) // chunk, KW=width, FORM=form, B0=fields[0], B1=fields[1], BITS=bits, SPAN=span,
+            FILL=zero, FLIP=flip, BLOCK=256,
+        )  # fmt: skip
+        size = width * bits // 8
+        codes = self._rows(WeightSpec(weight.name, "codes", (weight,), scheme, gated), made, (rows, -(-size // 256)), rows * size)
+        element, kind16 = (4, "*i32") if scheme.wide_scales else (2, "*i16")
+        turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, BLOCK=16)
+        scales = self._rows(
+            WeightSpec(f"{weight.name}.scales", "scales", (weight,), scheme, gated),
+            turn,
+            (rows, -(-groups // 16)),
+            rows * groups * element,
+        )
+        zeros = None
+        if scheme.asymmetric:
+            if not scheme.offset:
+                element, kind16 = 1, "*u8"
+            turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, BLOCK=16)
+            zeros = self._rows(
+                WeightSpec(f"{weight.name}.zeros", "zeros", (weight,), scheme, gated),
+                turn,
+                (rows, -(-groups // 16)),
+                rows * groups * element,
+            )
+        return Stored(
+            kind, bits, zero, group, groups, span, width, codes, scales, zeros, table, "u8", "*fp32" if scheme.wide_scales else "*fp16", scheme.offset, family.dot,
+        )  # fmt: skip
+
+    def _weight_arguments(self, w: Stored) -> tuple[list[Any], list[str]]:
+        """codes, scales, zeros, table: arguments and types."""
+        items = [f"device:{w.codes}", f"device:{w.scales}" if w.scales is not None else None, f"device:{w.zeros}" if w.zeros is not None else None, f"table:{w.table}" if w.table else None]  # fmt: skip
+        zero_type = w.scale_type if w.offset else "*u8"
+        return items, [TYPES[w.dtype], w.scale_type, zero_type, "*fp32"]
+
+    def _scheme(self, weight: Value, text: str) -> Scheme:
+        if text:
+            return parse_scheme(text)
+        dtype = weight.type.dtype
+        return Scheme(dtype, activations="bf16" if dtype == "bf16" else "")
+
+    # --- products ---------------------------------------------------------------------------------------------------
+
+    def lower_embedding(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Embedding)
+        table, index = node.inputs
+        if table.name not in self.static:
+            raise UnsupportedError(f"an embedding in a computed table ({node.scope})", node.source)
+        w = self._stored(table, parse_scheme(op.scheme) if op.scheme else Scheme(table.type.dtype))
+        where = self.layout(index)
+        where = where if where.is_dense else self.copy(index, where)
+        out = self.new_value(node.output)
+        vocabulary, width = table.type.shape
+        assert isinstance(width, int)
+        items, types = self._weight_arguments(w)
+        block = min(1024, power(width))
+        kernel = self._kernel(
+            "rows",
+            "embed",
+            [TYPES[where.buffer.dtype], *types, "*fp32"],
+            V=vocabulary,
+            K=width,
+            HAS_ZERO=w.zeros is not None,
+            BLOCK=block,
+            **w.constants(),
+        )
+        rows = product(index.type.shape)
+        self._launch(node, [where, *items, out], kernel, [[*generic.lanes_of(rows), 1], ["1", width, block]], scheme=op.scheme)
+
+    def _prepared(
+        self, node: Node, x: Layout, rows: Dim, ldx: int, offset: int, k: int, rounding: str, *, norm: str = "", eps: float = 0.0,
+        weight: Value | None = None, bias: Value | None = None, order: Pointer | None = None, heads: int = 1, ldh: int = 0, out: Layout | None = None,
+    ) -> tuple[Buffer, Buffer | None]:  # fmt: skip
+        """Rows, normed, reordered and rounded; and the scale of each where they are int8 codes."""
+        dtype = {"int8": "i8", "": "f32"}.get(rounding, "bf16")
+        count = Sym(rows.name, rows.scale * heads) if isinstance(rows, Sym) else rows * heads
+        buffer = out.buffer if out is not None else self.new_buffer(dtype, product((count, k)))
+        scale = self.new_buffer("f32", count) if rounding == "int8" else None
+        kernel = self._kernel(
+            "norm", "norm", ["*fp32", "*fp32", "*fp32", "*i32", TYPES[dtype], "*fp32"],
+            K=k, KPAD=k, HEADS=heads, LDX=ldx, LDH=ldh, NORM=norm, EPS=float(eps), WEIGHT=weight is not None, BIAS=bias is not None, ORDER=order is not None,
+            ROUND=rounding, BLOCK=min(2048, power(k)),
+        )  # fmt: skip
+        vectors = [self.vector(v) if v is not None else None for v in (weight, bias)]
+        self._launch(node, [(x, offset), *vectors, order, buffer, scale], kernel, [[*generic.lanes_of(count), 1]])
+        return buffer, scale
+
+    def lower_linear(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Linear)
+        at = {name: node.inputs[i] for name, i in op.operands.items()}
+        weight = at["weight"]
+        if weight.name not in self.static:
+            raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
+        scheme = self._scheme(weight, op.scheme)
+        if scheme.activations not in ROUNDINGS:
+            raise UnsupportedError(
+                f"a GPU has no kernel for activations in {scheme.activations} ({node.scope})", "give --activations bf16"
+            )
+        w = self._stored(weight, scheme, "halves" if op.gated else "")
+        n, k = weight.type.shape
+        assert isinstance(n, int) and isinstance(k, int)
+        layout, rows, ldx, offset = self.rows(at["x"])
+        residual = self.rows(at["residual"]) if op.residual else None
+        order = (
+            self.weight(WeightSpec(f"{weight.name}.order", "order", (weight,), scheme, "halves" if op.gated else ""))
+            if scheme.order
+            else None
+        )
+        rounding = "int8" if w.int8 else ROUNDINGS[scheme.activations]
+        x: Any = (layout, offset)
+        x_type, scale = "*fp32", None
+        if op.norm or order is not None or rounding in ("int8", "int8-values", "fp8"):
+            x, scale = self._prepared(
+                node,
+                layout,
+                rows,
+                ldx,
+                offset,
+                k,
+                rounding,
+                norm=op.norm,
+                eps=op.eps,
+                weight=at.get("norm_weight"),
+                bias=at.get("norm_bias"),
+                order=order,
+            )
+            ldx, x_type = k, {"int8": "*i8", "": "*fp32"}.get(rounding, "*bf16")
+        out = self.new_value(node.output)
+        width = n // 2 if op.gated else n
+        packed = 2 * up(n // 2, 16) if op.gated else n
+        items, types = self._weight_arguments(w)
+        bias = self.vector(at["bias"], "halves" if op.gated else "", "bias") if op.bias else None
+        variants = []
+        for most, bm in ((FEW_ROWS, FEW_ROWS), (0, MANY_ROWS)):
+            bn = 64
+            kernel = self._kernel(
+                "linear", "linear", [x_type, *types, "*fp32", "*fp32", "*fp32", "*fp32", "i32"],
+                N=packed, K=k, LDX=ldx, LDY=width, LDR=residual[2] if residual else 0, HAS_ZERO=w.zeros is not None and not w.offset, HAS_OFFSET=w.offset, INT8=w.int8,
+                BIAS=op.bias, RESIDUAL=op.residual, ACT=op.act, GATED=op.gated, LIMIT=0.0, ALPHA=0.0, WIDTH=width, BN=bn, BM=bm, **w.constants(),
+            )  # fmt: skip
+            variants.append((most, kernel, [["1", packed, bn], [*generic.lanes_of(rows), bm]]))
+        self._launch(
+            node, [x, *items, bias, (residual[0], residual[3]) if residual else None, scale, out, ["count", *generic.lanes_of(rows)]], variants, rows=rows, scheme=str(scheme),
+            weight_bytes=self.device[w.codes].bytes, operations=2 * n * k,
+        )  # fmt: skip
+
+    def lower_experts(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Experts)
+        x, index, weight, w_in, *rest = node.inputs
+        b_in, w_out, b_out = (rest[0], rest[1], rest[2]) if op.bias else (None, rest[0], None)
+        scheme = self._scheme(w_in, op.scheme)
+        if kind_of(scheme).dot:
+            scheme = scheme.with_activations("bf16")
+        rounding = ROUNDINGS.get(scheme.activations)
+        if rounding is None or scheme.offset or scheme.order:
+            raise UnsupportedError(f"a GPU has no experts' kernel for {scheme} ({node.scope})", "give another --quant")
+        first, second = self._stored(w_in, scheme, op.gate), self._stored(w_out, scheme)
+        count, n_in, k = w_in.type.shape
+        _, hidden, width = w_out.type.shape
+        choices = index.type.shape[1]
+        assert (
+            isinstance(n_in, int)
+            and isinstance(k, int)
+            and isinstance(hidden, int)
+            and isinstance(width, int)
+            and isinstance(choices, int)
+        )
+        layout, rows, ldx, offset = self.rows(x)
+        assert isinstance(rows, Sym)
+        idx, weights = self.dense(index), self.dense(weight)
+        pairs = Sym(rows.name, rows.scale * choices)
+        inner, partial = (self.new_buffer("f32", Sym(rows.name, pairs.scale * w)) for w in (width, hidden))
+        out = self.new_value(node.output)
+        source: Any = (layout, offset)
+        kind = "*fp32"
+        if rounding:
+            source, _ = self._prepared(node, layout, rows, ldx, offset, k, rounding)
+            ldx, kind = k, "*bf16"
+        middle: Any = inner
+        steps = (
+            (
+                source,
+                kind,
+                ldx,
+                first,
+                b_in,
+                k,
+                up(2 * up(n_in // 2, 16), 32) if op.gate else up(n_in, 32),
+                width,
+                choices,
+                op.gate,
+                inner,
+            ),
+            (None, "", width, second, b_out, width, up(hidden, 32), hidden, 1, "", partial),
+        )
+        for given, given_kind, ld, w, bias, depth, packed, wide, divide, gate, to in steps:
+            if given is None:
+                given, given_kind = middle, "*fp32"
+                if rounding:
+                    given, _ = self._prepared(node, Layout.dense(inner, (pairs, width)), pairs, width, 0, width, rounding)
+                    given_kind = "*bf16"
+            items, types = self._weight_arguments(w)
+            vector = self.vector(bias, gate, "bias") if bias is not None else None
+            kernel = self._kernel(
+                "experts", "expert", [given_kind, "*i64", *types, "*fp32", "*fp32"], EXPERTS=count, DIVIDE=divide, N=packed, K=depth, LDX=ld, HAS_ZERO=w.zeros is not None,
+                BIAS=bias is not None, ACT=op.act if divide > 1 or w is first else "", GATED=bool(gate), LIMIT=float(op.limit) if w is first else 0.0,
+                ALPHA=float(op.alpha) if w is first else 0.0, WIDTH=wide, BN=32, **w.constants(),
+            )  # fmt: skip
+            self._launch(
+                node,
+                [given, idx, *items, vector, to],
+                kernel,
+                [[*generic.lanes_of(pairs), 1], ["1", packed, 32]],
+                scheme=str(scheme),
+                weight_bytes=self.device[w.codes].bytes,
+            )
+        block = min(1024, power(hidden))
+        made = self._kernel("experts", "weigh", ["*fp32", "*fp32", "*fp32"], CHOICES=choices, K=hidden, BLOCK=block)
+        self._launch(node, [partial, weights, out], made, [[*generic.lanes_of(rows), 1], ["1", hidden, block]])
+
+    # --- norms, rotation, attention -----------------------------------------------------------------------------------
+
+    def _norm(self, node: Node, norm: str, eps: float, weight: bool, bias: bool) -> None:
+        x = node.inputs[0]
+        width = x.type.shape[-1]
+        assert isinstance(width, int)
+        if len(x.type.shape) >= 3 and isinstance(x.type.shape[-2], int):
+            layout, rows, heads, ldx, ldh, offset = self.heads(x)
+        else:
+            layout, rows, ldx, offset = self.rows(x)
+            heads, ldh = 1, 0
+        out = self.new_value(node.output)
+        self._prepared(
+            node, layout, rows, ldx, offset, width, "", norm=norm, eps=eps, weight=node.inputs[1] if weight else None, bias=node.inputs[-1] if bias else None,
+            heads=heads, ldh=ldh, out=out,
+        )  # fmt: skip
+
+    def lower_rms_norm(self, node: Node) -> None:
+        assert isinstance(node.op, RmsNorm)
+        self._norm(node, "l2" if node.op.l2 else "rms", node.op.eps, node.op.weight, False)
+
+    def lower_layer_norm(self, node: Node) -> None:
+        assert isinstance(node.op, LayerNorm)
+        self._norm(node, "layer", node.op.eps, node.op.weight, node.op.bias)
+
+    def lower_rope_table(self, node: Node) -> None:
+        assert isinstance(node.op, RopeTable)
+        positions, frequencies = node.inputs
+        if positions.name != "%position_ids":
+            raise UnsupportedError(f"a rotation by something else than positions ({node.scope})", node.source)
+        out = self.new_value(node.output)
+        pairs = frequencies.type.shape[0]
+        assert isinstance(pairs, int)
+        kernel = self._kernel(
+            "rows", "rope_table", ["*i32", "*fp32", "*fp32"], warps=1, PAIRS=pairs, SCALE=float(node.op.scale), BLOCK=power(pairs)
+        )
+        self._launch(node, [self.layout(positions), self.vector(frequencies), out], kernel, [["T", 1, 1]])
+
+    def lower_rope(self, node: Node) -> None:
+        assert isinstance(node.op, Rope)
+        x, table = node.inputs
+        layout, rows, heads, ldx, ldh, offset = self.heads(x)
+        out = self.new_value(node.output)
+        pairs, width = table.type.shape[-1], x.type.shape[-1]
+        assert isinstance(width, int)
+        kernel = self._kernel(
+            "rows", "rope", ["*fp32", "*fp32", "*fp32"], warps=1, HEADS=heads, LDX=ldx, LDH=ldh, D=width, PAIRS=pairs, OFFSET=node.op.offset,
+            INTERLEAVED=node.op.interleaved, BLOCK=power(width),
+        )  # fmt: skip
+        self._launch(node, [(layout, offset), self.layout(table), out], kernel, [[*generic.lanes_of(rows), 1], ["1", heads, 1]])
+        self.report(
+            node, "the rotation is a kernel of its own: query and key do not share it in a form that fuses into attention"
+        )
+
+    def lower_fused_attention(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, FusedAttention)
+        if not op.causal:
+            raise UnsupportedError(f"attention that is not causal ({node.scope})", node.source)
+        at = {name: node.inputs[i] for name, i in op.operands.items()}
+        q, k, v = (self.heads(at[name]) for name in "qkv")
+        dk, dv = at["k"].type.shape[3], at["v"].type.shape[3]
+        assert isinstance(dk, int) and isinstance(dv, int)
+        heads, groups = q[2], k[2]
+        cache = len(self.caches)
+        self.caches.append(Cache(groups, dk, dv, self.kv_kind))
+        kv, inner = TYPES[self.kv_kind], "ieee"
+        turned = self.new_buffer(self.kv_kind, Sym("T", heads * dk))
+        out = self.new_value(node.output)
+        table = self.layout(at["table"]) if "table" in at else None
+        pairs = at["table"].type.shape[-1] if "table" in at else 0
+        write = self._kernel(
+            "attention", "write_cache", ["*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*i32", kv, kv, kv], warps=1,
+            H=heads, G=groups, DK=dk, DV=dv, LDQ=q[3], LDQH=q[4], LDK=k[3], LDKH=k[4], LDV=v[3], LDVH=v[4], Q_NORM=op.q_norm, K_NORM=op.k_norm,
+            EPS=float(op.eps), PAIRS=pairs, OFFSET=op.offset, INTERLEAVED=op.interleaved, BLOCK=power(max(dk, dv)),
+        )  # fmt: skip
+        norms = [self.vector(at[n]) if n in at else None for n in ("q_norm", "k_norm")]
+        caches = [f"cache_k:{cache}", f"cache_v:{cache}"]
+        self._launch(
+            node,
+            [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, *norms, "input:slots", turned, *caches],
+            write,
+            [["T", 1, 1], ["1", heads + 2 * groups, 1]],
+        )
+        share = heads // groups
+        dkp, dvp = power(dk), power(dv)
+        bm = power(share, 16)
+        extra = [self.vector(at[n]) if n in at else None for n in ("sinks", "slopes")]
+        attend = self._kernel(
+            "attention", "attend", [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32", "i32", "i32"], stages=2,
+            H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
+            SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=32 if dkp >= 256 else 64, BM=bm, PAGE=PAGE, INNER=inner,
+        )  # fmt: skip
+        self._launch(
+            node, [turned, *caches, *extra, f"tiles:{bm // share}", "input:start", "input:pos", "input:block_tables", "scratch:part", out, "size:BLOCKS", "size:ALONE"],
+            attend, [[f"TILES{bm // share}", 1, 1], ["1", groups, 1], ["SPLITS", 1, 1]], scheme=self.kv_kind,
+        )  # fmt: skip
+        merge = self._kernel(
+            "attention", "merge", ["*fp32", "*fp32", "*fp32", "i32"], warps=1, H=heads, DV=dv, DVP=dvp, SINKS=op.sinks
+        )
+        self._launch(node, ["scratch:part", extra[0], out, "size:SPLITS"], merge, [["T", 1, 1], ["1", heads, 1]], when="split")
+        self.part_floats = max(self.part_floats, heads * (dvp + 2))
+
+
+def lower(graph: Graph, kv_kind: str) -> Lowered:
+    """Lower a graph for GPUs; raises UnsupportedError naming the module and the model's source line."""
+    return GpuLowering(graph, kv_kind).run()

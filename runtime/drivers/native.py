@@ -1,0 +1,247 @@
+"""CUDA and HIP through ctypes on the driver's own library: no toolkit, no bindings package. The two differ in names alone."""
+
+from __future__ import annotations
+
+import ctypes as c
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import EnvironmentLacks
+from .driver import Array
+
+POINTER, SIZE, INT, UINT = c.c_void_p, c.c_size_t, c.c_int, c.c_uint
+
+
+@dataclass(frozen=True)
+class Names:
+    """A vendor's library and what it calls each function; `attributes` numbers the device's and a function's properties."""
+
+    family: str
+    libraries: tuple[str, ...]
+    functions: dict[str, str]
+    major: int
+    minor: int
+    max_shared: int
+    capture_mode: int = 0
+
+
+CUDA = Names(
+    "cuda",
+    ("libcuda.so.1",),
+    {
+        "init": "cuInit", "count": "cuDeviceGetCount", "device": "cuDeviceGet", "attribute": "cuDeviceGetAttribute", "retain": "cuDevicePrimaryCtxRetain",
+        "current": "cuCtxSetCurrent", "release": "cuDevicePrimaryCtxRelease_v2", "version": "cuDriverGetVersion", "alloc": "cuMemAlloc_v2", "free": "cuMemFree_v2",
+        "set": "cuMemsetD8Async", "to_device": "cuMemcpyHtoDAsync_v2", "to_host": "cuMemcpyDtoHAsync_v2", "within": "cuMemcpyDtoDAsync_v2", "memory": "cuMemGetInfo_v2",
+        "load": "cuModuleLoadData", "function": "cuModuleGetFunction", "limit": "cuFuncSetAttribute", "launch": "cuLaunchKernel", "stream": "cuStreamCreate",
+        "wait": "cuStreamSynchronize", "begin": "cuStreamBeginCapture_v2", "end": "cuStreamEndCapture", "instantiate": "cuGraphInstantiateWithFlags",
+        "graph": "cuGraphLaunch", "error": "cuGetErrorString", "unload": "cuModuleUnload", "destroy_stream": "cuStreamDestroy_v2", "name": "cuDeviceGetName",
+    },
+    75, 76, 8,
+)  # fmt: skip
+HIP = Names(
+    "rocm",
+    ("libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"),
+    {
+        "init": "hipInit", "count": "hipGetDeviceCount", "device": "hipDeviceGet", "attribute": "hipDeviceGetAttribute", "current": "hipSetDevice",
+        "version": "hipDriverGetVersion", "alloc": "hipMalloc", "free": "hipFree", "set": "hipMemsetD8Async", "to_device": "hipMemcpyHtoDAsync",
+        "to_host": "hipMemcpyDtoHAsync", "within": "hipMemcpyDtoDAsync", "memory": "hipMemGetInfo", "load": "hipModuleLoadData", "function": "hipModuleGetFunction",
+        "limit": "hipFuncSetAttribute", "launch": "hipModuleLaunchKernel", "stream": "hipStreamCreate", "wait": "hipStreamSynchronize",
+        "begin": "hipStreamBeginCapture", "end": "hipStreamEndCapture", "instantiate": "hipGraphInstantiateWithFlags", "graph": "hipGraphLaunch",
+        "error": "hipDrvGetErrorString", "unload": "hipModuleUnload", "destroy_stream": "hipStreamDestroy", "name": "hipDeviceGetName",
+    },
+    0, 0, 8,
+)  # fmt: skip
+ARGUMENTS: dict[str, list[Any]] = {
+    "init": [UINT], "count": [POINTER], "device": [POINTER, INT], "attribute": [POINTER, INT, INT], "retain": [POINTER, INT], "current": [POINTER], "release": [INT],
+    "version": [POINTER], "alloc": [POINTER, SIZE], "free": [POINTER], "set": [POINTER, c.c_ubyte, SIZE, POINTER], "to_device": [POINTER, POINTER, SIZE, POINTER],
+    "to_host": [POINTER, POINTER, SIZE, POINTER], "within": [POINTER, POINTER, SIZE, POINTER], "memory": [POINTER, POINTER], "load": [POINTER, POINTER],
+    "function": [POINTER, POINTER, c.c_char_p], "limit": [POINTER, INT, INT], "launch": [POINTER, *[UINT] * 7, POINTER, POINTER, POINTER], "stream": [POINTER, UINT],
+    "wait": [POINTER], "begin": [POINTER, INT], "end": [POINTER, POINTER], "instantiate": [POINTER, POINTER, c.c_ulonglong], "graph": [POINTER, POINTER],
+    "error": [INT, POINTER], "unload": [POINTER], "destroy_stream": [POINTER], "name": [c.c_char_p, INT, INT],
+}  # fmt: skip
+LARGE_SHARED = 48 * 1024
+
+
+class Library:
+    """A vendor's driver library. Raises EnvironmentLacks when it is not there, or knows no device."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self._library = _open(names)
+        for key, name in names.functions.items():
+            try:
+                found = getattr(self._library, name)
+            except AttributeError as error:
+                raise EnvironmentLacks(
+                    f"the {names.family} driver has no {name}: it is too old", "install a newer driver"
+                ) from error
+            found.restype, found.argtypes = INT, ARGUMENTS[key] if key != "stream" or names.family == "cuda" else [POINTER]
+        if names.family == "rocm":
+            self._library.hipSetDevice.argtypes = [INT]
+        self.check("init", 0)
+        count = INT()
+        self.check("count", c.byref(count))
+        if count.value < 1:
+            raise EnvironmentLacks(f"the {names.family} driver sees no device")
+
+    def call(self, key: str, *arguments: Any) -> int:
+        return int(getattr(self._library, self.names.functions[key])(*arguments))
+
+    def check(self, key: str, *arguments: Any) -> None:
+        """Call, and raise EnvironmentLacks with the driver's own words when it fails."""
+        code = self.call(key, *arguments)
+        if code:
+            text = c.c_char_p()
+            self.call("error", code, c.byref(text))
+            hint = (
+                "make room on the device: smaller --kv-cache, --max-batch"
+                if code == 2
+                else "the artifact may need a newer driver"
+                if code in (209, 218, 222)
+                else ""
+            )
+            raise EnvironmentLacks(f"{self.names.functions[key]} failed: {(text.value or b'error').decode()} ({code})", hint)
+
+    def arch(self) -> str:
+        """The first device's architecture: sm_90, gfx942."""
+        if self.names.family == "rocm":
+            return _hip_arch(self._library)
+        device, major, minor = INT(), INT(), INT()
+        self.check("device", c.byref(device), 0)
+        self.check("attribute", c.byref(major), self.names.major, device)
+        self.check("attribute", c.byref(minor), self.names.minor, device)
+        return f"sm_{major.value}{minor.value}"
+
+
+def _open(names: Names) -> c.CDLL:
+    for name in names.libraries:
+        try:
+            return c.CDLL(name)
+        except OSError:
+            continue
+    raise EnvironmentLacks(
+        f"{names.libraries[0]} is not on this machine",
+        f"a {names.family} target needs the vendor's driver; --target cpu needs none",
+    )
+
+
+def _hip_arch(library: c.CDLL) -> str:
+    """hipDeviceProp_t holds the name as text; its place differs between versions, its form does not."""
+    for name in ("hipGetDevicePropertiesR0600", "hipGetDeviceProperties"):
+        if hasattr(library, name):
+            raw = c.create_string_buffer(8192)
+            if getattr(library, name)(raw, 0) == 0:
+                found = re.search(rb"gfx[0-9a-f]{3,4}", raw.raw)
+                if found:
+                    return found[0].decode()
+    raise EnvironmentLacks("the rocm driver does not say what its device is")
+
+
+class _Kernel:
+    """A loaded function with room for its arguments."""
+
+    def __init__(self, function: int, facts: dict[str, Any]) -> None:
+        self.function = function
+        self.threads, self.shared = int(facts["threads"]), int(facts["shared"])
+        kinds = [c.c_uint64 if t.startswith("*") else c.c_int32 for t in facts["signature"]]
+        self.values = [kind(0) for kind in (*kinds, c.c_uint64, c.c_uint64)]  # Triton's kernels take two scratch pointers more
+        self.places = (POINTER * len(self.values))(*[c.addressof(v) for v in self.values])
+
+
+class NativeDriver:
+    """The first device of a vendor, in one stream. Owns what it allocates and loads."""
+
+    def __init__(self, names: Names) -> None:
+        self._library = Library(names)
+        self.arch = self._library.arch()
+        self._device = INT()
+        self._library.check("device", c.byref(self._device), 0)
+        if names.family == "cuda":
+            context = POINTER()
+            self._library.check("retain", c.byref(context), self._device)
+            self._library.check("current", context)
+        else:
+            self._library.check("current", 0)
+        self._stream = POINTER()
+        self._library.check("stream", c.byref(self._stream), *([1] if names.family == "cuda" else []))
+        self._held: set[int] = set()
+        self._modules: list[Any] = []
+
+    def allocate(self, size: int) -> int:
+        address = POINTER()
+        self._library.check("alloc", c.byref(address), max(size, 256))
+        assert address.value
+        self._held.add(address.value)
+        self._library.check("set", address, 0, max(size, 256), self._stream)
+        return address.value
+
+    def free(self, address: int) -> None:
+        self.synchronize()
+        self._held.discard(address)
+        self._library.check("free", address)
+
+    def upload(self, address: int, data: memoryview) -> None:
+        if len(data):
+            source = c.addressof(c.c_char.from_buffer(data)) if not data.readonly else _address(data)
+            self._library.check("to_device", address, source, len(data), self._stream)
+            self.synchronize()
+
+    def download(self, address: int, out: Array) -> None:
+        self._library.check("to_host", out.ctypes.data, address, out.nbytes, self._stream)
+        self.synchronize()
+
+    def copy(self, source: int, target: int, size: int) -> None:
+        self._library.check("within", target, source, size, self._stream)
+
+    def load(self, binary: bytes, facts: dict[str, Any]) -> _Kernel:
+        module, function = POINTER(), POINTER()
+        self._library.check("load", c.byref(module), binary)
+        self._modules.append(module)
+        self._library.check("function", c.byref(function), module, facts["symbol"].encode())
+        if facts["shared"] > LARGE_SHARED:
+            self._library.check("limit", function, self._library.names.max_shared, facts["shared"])
+        assert function.value
+        return _Kernel(function.value, facts)
+
+    def launch(self, kernel: _Kernel, grid: tuple[int, int, int], arguments: list[int]) -> None:
+        for slot, value in zip(kernel.values, arguments, strict=False):
+            slot.value = value
+        self._library.check(
+            "launch", kernel.function, *grid, kernel.threads, 1, 1, kernel.shared, self._stream, kernel.places, None
+        )
+
+    def record(self) -> bool:
+        return self._library.call("begin", self._stream, self._library.names.capture_mode) == 0
+
+    def recorded(self) -> Any:
+        graph, made = POINTER(), POINTER()
+        self._library.check("end", self._stream, c.byref(graph))
+        self._library.check("instantiate", c.byref(made), graph, 0)
+        return made
+
+    def replay(self, recording: Any) -> None:
+        self._library.check("graph", recording, self._stream)
+
+    def synchronize(self) -> None:
+        self._library.check("wait", self._stream)
+
+    def free_bytes(self) -> int:
+        free, total = SIZE(), SIZE()
+        self._library.check("memory", c.byref(free), c.byref(total))
+        return int(free.value)
+
+    def close(self) -> None:
+        for address in list(self._held):
+            self.free(address)
+        for module in self._modules:
+            self._library.call("unload", module)
+        self._library.call("destroy_stream", self._stream)
+        if self._library.names.family == "cuda":
+            self._library.call("release", self._device)
+
+
+def _address(data: memoryview) -> int:
+    import numpy as np
+
+    return int(np.frombuffer(data, np.uint8).ctypes.data)

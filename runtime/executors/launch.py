@@ -1,0 +1,256 @@
+"""The launch executor: an artifact's Plan, run on a device through a driver. The same code for CUDA, HIP and the interpreter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import ArtifactError, EnvironmentLacks, LlmcError
+from .. import host_sampling
+from ..artifact import Artifact
+from ..drivers.driver import Driver, as_bytes
+from ..plan import BLOCK
+from ..sampling import Draw, SamplingRow
+from .cpu import Batch
+
+PLAN_VERSION = 1
+SPLIT = 256
+ALIGN = 256
+PART_BYTES = 64 << 20
+GRAPHS = 64
+ELEMENT = {"f32": 4, "f16": 2, "bf16": 2}
+Ints = npt.NDArray[np.int32]
+
+
+class LaunchExecutor:
+    """Runs steps of one artifact on one device. Owns what it allocates there; `close()` frees it."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        target: str,
+        driver: Driver,
+        *,
+        max_tokens: int,
+        max_sequences: int,
+        max_rows: int,
+        context: int,
+        blocks: int,
+    ) -> None:
+        self.artifact, self.level, self.blocks = artifact, target, blocks
+        self.vocabulary = int(artifact.manifest["model"]["vocab"])
+        self._driver = driver
+        entry = next(t for t in artifact.manifest["targets"] if t["name"] == target)
+        folder = entry["member"].rpartition("/")[0]
+        self._plan = json.loads(artifact.read(entry["member"]))
+        if self._plan.get("version") != PLAN_VERSION:
+            raise ArtifactError(
+                f"{artifact.path.name}: its plan for {target} has version {self._plan.get('version')}, this llmc reads {PLAN_VERSION}",
+                "compile it again",
+            )
+        if not artifact.has("weights/model.safetensors"):
+            raise EnvironmentLacks(
+                f"{artifact.path.name} was compiled without weights", "compile it with --weights all to run it"
+            )
+        self._max_tokens, self._max_sequences, self._max_rows = max_tokens, max_sequences, max_rows
+        self._max_blocks = -(-context // BLOCK)
+        self._kernels = {
+            name: driver.load(artifact.read(f"{folder}/{k['member']}"), k) for name, k in self._plan["kernels"].items()
+        }
+        self._buffers = [
+            driver.allocate(b["tokens"] * max_tokens + b["rows"] * max_rows + b["fixed"] + ALIGN) for b in self._plan["buffers"]
+        ]
+        self._tables = {name: self._constant(np.array(values, np.float32)) for name, values in self._plan["tables"].items()}
+        self._place_weights()
+        self._caches = []
+        for cache in self._plan["caches"]:
+            sizes = [blocks * BLOCK * cache["groups"] * cache[d] * ELEMENT[cache["kind"]] for d in ("dk", "dv")]
+            self._caches.append((driver.allocate(sizes[0]), driver.allocate(sizes[1]), sizes[0] // blocks, sizes[1] // blocks))
+        self._part = driver.allocate(PART_BYTES)
+        ints = 8 * max_tokens + max_rows * 2 + 4 * max_sequences + max_sequences * self._max_blocks + 64 * 64
+        self._inputs = driver.allocate(4 * ints)
+        self._tokens = driver.allocate(4 * max(max_rows, 1))
+        self._sample_rows = driver.allocate(4 * max(max_rows, 1))
+        self._tiles = sorted({a[1] for launch in self._plan["launches"] for a in launch["arguments"] if a[0] == "tiles"})
+        self._graphs: dict[tuple[int, ...], Any] = {}
+        self._logits: npt.NDArray[np.float32] | None = None
+
+    def _constant(self, values: npt.NDArray[Any]) -> int:
+        address = self._driver.allocate(values.nbytes)
+        self._driver.upload(address, as_bytes(values))
+        return address
+
+    def _place_weights(self) -> None:
+        """Upload packed tensors and lay them out as rows; those that no kernel reads as they are do not stay."""
+        plan, names = self._plan, self._plan["weights"]
+        plain = {a[1] for launch in plan["launches"] for a in launch["arguments"] if a[0] == "weight"}
+        self._weights: dict[int, int] = {}
+        self._rows = [0] * len(plan["device"])
+        users: dict[int, list[int]] = {}
+        for number, item in enumerate(plan["device"]):
+            users.setdefault(item["weight"], []).append(number)
+        for index in range(len(names)):
+            if index not in plain and index not in users:
+                continue
+            data = self.artifact.tensor(names[index])
+            address = self._driver.allocate(len(data))
+            self._driver.upload(address, data)
+            for number in users.get(index, []):
+                item = plan["device"][number]
+                self._rows[number] = self._driver.allocate(item["bytes"])
+                self._driver.launch(
+                    self._kernels[item["kernel"]], (item["grid"][0], item["grid"][1], 1), [address, self._rows[number]]
+                )
+            if index in plain:
+                self._weights[index] = address
+            else:
+                self._driver.free(address)
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch) -> None:
+        """Compute a step; `logits` and `sample` then see its rows."""
+        tokens, sequences, rows = int(batch.ids.size), int(batch.pos.size), int(batch.row_tokens.size)
+        if tokens > self._max_tokens or sequences > self._max_sequences or rows > self._max_rows or tokens < 1:
+            raise LlmcError(f"a step of {tokens} tokens and {sequences} sequences is larger than the executor was made for")
+        sizes, addresses = self._stage(batch)
+        self._logits = None
+        key = tuple(sizes[k] for k in sorted(sizes))
+        if tokens == sequences and key in self._graphs:
+            self._driver.replay(self._graphs[key])
+            return
+        recording = tokens == sequences and len(self._graphs) < GRAPHS and self._driver.record()
+        self._launch_all(sizes, addresses, "step")
+        if recording:
+            self._graphs[key] = self._driver.recorded()
+            self._driver.replay(self._graphs[key])
+
+    def _stage(self, batch: Batch) -> tuple[dict[str, int], dict[str, int]]:
+        """Put the step's numbers on the device, in one copy; sizes of the step and where each input lies."""
+        counts = np.diff(batch.start)
+        ends = batch.pos + counts
+        longest = int(ends.max())
+        width = min(batch.block_tables.shape[1], self._max_blocks)
+        padded = 8
+        while padded < width:
+            padded *= 2
+        tables = np.zeros((batch.pos.size, padded), np.int32)
+        tables[:, :width] = batch.block_tables[:, :width]
+        owner = np.repeat(np.arange(batch.pos.size, dtype=np.int32), counts)
+        slots = tables[owner, batch.positions // BLOCK] * BLOCK + batch.positions % BLOCK
+        splits = 1
+        while splits * SPLIT < longest:
+            splits *= 2
+        part = int(self._plan["part_floats"])
+        alone = int(splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or batch.ids.size > 4 * batch.pos.size)
+        arrays: dict[str, Ints] = {
+            "ids": batch.ids, "positions": batch.positions, "rows": batch.row_tokens, "start": batch.start, "pos": batch.pos, "slots": slots, "block_tables": tables,
+        }  # fmt: skip
+        for size in self._tiles:
+            per = -(-counts // size)
+            which = np.repeat(np.arange(counts.size), per)
+            first = (np.arange(which.size) - np.repeat(np.cumsum(per) - per, per)) * size
+            arrays[f"tiles{size}"] = np.stack([which, first], 1).astype(np.int32)
+        addresses, parts, at = {}, [], 0
+        for name, array in arrays.items():
+            addresses[name] = self._inputs + 4 * at
+            flat = np.ascontiguousarray(array, np.int32).reshape(-1)
+            pad = -flat.size % 64
+            parts += [flat, np.zeros(pad, np.int32)]
+            at += flat.size + pad
+        self._driver.upload(self._inputs, as_bytes(np.concatenate(parts)))
+        sizes = {
+            "T": int(batch.ids.size), "S": int(batch.pos.size), "R": int(batch.row_tokens.size), "BLOCKS": padded, "ALONE": alone, "SPLITS": 1 if alone else splits, "1": 1,
+        }  # fmt: skip
+        sizes.update({f"TILES{size}": arrays[f"tiles{size}"].shape[0] for size in self._tiles})
+        return sizes, addresses
+
+    def _launch_all(self, sizes: dict[str, int], addresses: dict[str, int], phase: str) -> None:
+        for launch in self._plan["launches"]:
+            when = launch["when"]
+            if (when == "greedy") != (phase == "greedy") or (when == "split" and sizes["ALONE"]):
+                continue
+            symbol, factor = launch["rows"]
+            rows = sizes[symbol] * factor
+            _, kernel, grid = next(v for v in launch["variants"] if v[0] == 0 or rows <= v[0])
+            full = [-(-sizes[s] * f // d) for s, f, d in grid]
+            x, y, z = (*full, 1, 1)[:3]
+            if x and y and z:
+                self._driver.launch(
+                    self._kernels[kernel], (x, y, z), [self._value(a, sizes, addresses) for a in launch["arguments"]]
+                )
+
+    def _value(self, argument: list[Any], sizes: dict[str, int], addresses: dict[str, int]) -> int:
+        kind = argument[0]
+        if kind == "buffer":
+            return self._buffers[argument[1]] + int(argument[2])
+        if kind == "weight":
+            return self._weights[argument[1]]
+        if kind == "device":
+            return self._rows[argument[1]]
+        if kind == "table":
+            return self._tables[argument[1]]
+        if kind == "input":
+            name = argument[1]
+            return (
+                self._sample_rows
+                if name == "sample_rows"
+                else addresses[name if isinstance(name, str) else ("ids", "positions", "rows")[name]]
+            )
+        if kind in ("cache_k", "cache_v"):
+            return self._caches[argument[1]][kind == "cache_v"]
+        if kind == "tiles":
+            return addresses[f"tiles{argument[1]}"]
+        if kind == "scratch":
+            return self._part
+        if kind == "output":
+            return self._tokens
+        if kind == "size":
+            return sizes[argument[1]]
+        if kind == "count":
+            return sizes[argument[1]] * int(argument[2])
+        return 0
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    def logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """The last step's logits [rows, V]."""
+        if self._logits is None or self._logits.shape[0] < rows:
+            self._logits = np.empty((rows, self.vocabulary), np.float32)
+            self._driver.download(self._buffers[self._plan["logits"]], self._logits)
+        return self._logits[:rows]
+
+    def sample(self, rows: Sequence[SamplingRow], top: int = 0, logprobs: bool = False) -> list[Draw]:
+        """Draw one token for each row of the last step: the largest logits on the device, all else here."""
+        wanted = logprobs or top > 0
+        if not wanted and len(rows) <= self._max_rows and all(host_sampling.is_plain(r) for r in rows):
+            self._driver.upload(self._sample_rows, as_bytes(np.array([r.row for r in rows], np.int32)))
+            self._launch_all({"DRAWS": len(rows), "1": 1, "ALONE": 1}, {}, "greedy")
+            tokens = np.empty(len(rows), np.int32)
+            self._driver.download(self._tokens, tokens)
+            return [Draw(t) for t in tokens.tolist()]
+        logits = self.logits(max(r.row for r in rows) + 1)
+        return [host_sampling.draw(r, logits[r.row], top, wanted) for r in rows]
+
+    def score(self, targets: Ints) -> npt.NDArray[np.float32]:
+        """Log-probability of one target for each row of the last step."""
+        logits = self.logits(targets.size)
+        return np.array([row[t] - host_sampling.log_sum(row) for row, t in zip(logits, targets, strict=True)], np.float32)
+
+    def copy_block(self, source: int, target: int) -> None:
+        for k, v, k_bytes, v_bytes in self._caches:
+            self._driver.copy(k + source * k_bytes, k + target * k_bytes, k_bytes)
+            self._driver.copy(v + source * v_bytes, v + target * v_bytes, v_bytes)
+
+    def copy_state(self, source: int, target: int) -> None:
+        raise LlmcError("a plan for a GPU has no recurrent states")
+
+    def portable(self, on: bool) -> None:
+        """A GPU has one arithmetic."""
+
+    def close(self) -> None:
+        self._driver.close()
