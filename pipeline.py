@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import GateFailed, LlmcError, UnsupportedError, UsageError, interrupts, nearest
+from .errors import CheckpointError, GateFailed, InputError, LlmcError, UnsupportedError, UsageError, interrupts, nearest
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .compiler.ir.graph import Graph
     from .quant.calibrate import Calibrated
     from .quant.formats.bound import BoundStored
+    from .quant.scheme import Scheme
 
 T = TypeVar("T")
 DTYPES = ("auto", "f32", "f16", "bf16")
@@ -115,9 +116,13 @@ def compile(
     subclasses; on any error nothing is left at `out`.
     """
     settings = resolve(options)
-    if settings.quant == "auto":
-        return _compile_auto(source, Path(out), settings, force, dump_ir, quiet)
     target = Path(out)
+    if not target.parent.is_dir():
+        raise UsageError(f"the folder {target.parent} does not exist", "create it first")
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder", "give the name of a file")
+    if settings.quant == "auto":
+        return _compile_auto(source, target, settings, force, dump_ir, quiet)
     progress = Progress(quiet)
     from .codegen.emit import emit, expand_targets
     from .quant.formats.registry import open_checkpoint
@@ -127,6 +132,8 @@ def compile(
     with progress.stage("capture", f"Reading {source}"):
         checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code, weights=settings.weights == "all")
         _refuse_overwriting(target, checkpoint, force)
+        if settings.activations and settings.quant == "none" and not checkpoint.stored:
+            raise UsageError("--activations has no effect: nothing is quantized", "give --quant as well")
         dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
         cache = checkpoint.cache if settings.kv_dtype == "auto" and settings.quant == "none" else None
         kv_dtype = cache.kind if cache is not None else dtype if settings.kv_dtype == "auto" else settings.kv_dtype
@@ -148,8 +155,6 @@ def compile(
     with progress.stage("quantize", "Quantizing and packing weights"):
         from .runtime.artifact import WeightsFile
 
-        if not target.parent.is_dir():
-            raise UsageError(f"the folder {target.parent} does not exist", "create it first")
         weights = WeightsFile(target.parent) if settings.weights == "all" else None
         if weights is not None:
             chosen = chosen_codes(settings, checkpoint, imported, params, progress)
@@ -255,6 +260,15 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
             options = {**options, key: (options[key],)}
         elif key in options:
             options = {**options, key: tuple(options[key]) or known[key].default}
+    for key, value in options.items():
+        kind = type(known[key].default)
+        fits = (
+            value is None if known[key].default is None else isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
+        )
+        if key != "max_kl" and not fits:
+            raise UsageError(
+                f"{key} cannot be {value!r}", f"it is {'a list' if kind is tuple else f'of the type {kind.__name__}'}"
+            )
     settings = CompileOptions(**options)
     for name, value, valid in (
         ("dtype", settings.dtype, DTYPES),
@@ -266,6 +280,10 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
     from .quant.algorithms.registry import parse_algorithm
 
     parse_algorithm(settings.algorithm)
+    if settings.max_kl is not None and not (isinstance(settings.max_kl, int | float) and 0 <= settings.max_kl < float("inf")):
+        raise UsageError(f"max-kl cannot be {settings.max_kl}", "give a divergence in nats, such as 0.05")
+    if settings.calibration and not Path(settings.calibration).is_file():
+        raise InputError(f"the calibration text {settings.calibration} does not exist")
     if settings.context < 0:
         raise UsageError(f"a context of {settings.context} positions is impossible", "give a positive --context")
     schemes(settings)
@@ -311,6 +329,8 @@ def schemes(settings: CompileOptions) -> tuple[str, tuple[tuple[str, str], ...]]
             scheme = replace(scheme, activations=settings.activations)
         return str(parse_scheme(str(scheme)))
 
+    if settings.quant != "auto":
+        _refuse_idle_modifiers(settings, parse_scheme("bf16" if settings.quant == "none" else settings.quant))
     default = "" if settings.quant in ("none", "auto") else modified(settings.quant)
     rules = []
     for rule in settings.scheme:
@@ -319,6 +339,16 @@ def schemes(settings: CompileOptions) -> tuple[str, tuple[tuple[str, str], ...]]
             raise UsageError(f"--scheme {rule!r} is not GLOB=SCHEME", "write it as 'model.layers.*.mlp.down_proj=int8'")
         rules.append((glob, str(parse_scheme(text))))
     return default, tuple(rules)
+
+
+def _refuse_idle_modifiers(settings: CompileOptions, scheme: Scheme) -> None:
+    """Raise UsageError for --group-size and --asymmetric where the scheme has neither groups nor zero points."""
+    from .quant.scheme import FIXED_GROUP
+
+    if settings.group_size and (not scheme.is_coded or scheme.kind in FIXED_GROUP or scheme.share):
+        raise UsageError(f"--group-size has no effect on {settings.quant}", "leave it out")
+    if settings.asymmetric and not scheme.is_integer:
+        raise UsageError(f"--asymmetric has no effect on {settings.quant}: it has no zero points", "leave it out")
 
 
 def _toolchains(targets: Targets, cc: str) -> dict[str, str]:
@@ -340,6 +370,13 @@ def _context(checkpoint: Checkpoint, wanted: int) -> int:
         ),
         2048,
     )
+    ropes = getattr(text, "rope_parameters", None) or {}
+    for rope in [ropes, *(r for r in ropes.values() if isinstance(r, dict))]:  # of all layers, or by layer type
+        if rope.get("rope_type") in ("dynamic", "yarn", "linear", "llama3", "longrope") and isinstance(
+            rope.get("factor"), int | float
+        ):
+            longest = int(rope["factor"] * (rope.get("original_max_position_embeddings") or most))
+            wanted, most = wanted or most, max(most, longest)
     if wanted > most:
         raise UsageError(f"--context {wanted} is more than the model's maximum of {most} positions", f"give at most {most}")
     return wanted or most
@@ -434,8 +471,23 @@ def run_passes(
 
 
 def parameters(checkpoint: Checkpoint, captured: Any, imported: Imported) -> Callable[[str], torch.Tensor]:
+    """The model's parameters by name, one at a time; CheckpointError for one that holds anything but finite numbers."""
     bound = checkpoint.bind(captured.model)
-    return lambda name: imported.buffers[name] if name in imported.buffers else bound(name)
+    checked: set[str] = set()
+
+    def parameter(name: str) -> torch.Tensor:
+        if name in imported.buffers:
+            return imported.buffers[name]
+        value = bound(name)
+        if name not in checked and value.is_floating_point():
+            if not bool(value.isfinite().all()):
+                raise CheckpointError(
+                    f"{checkpoint.source}: {name} holds numbers that are not finite", "the checkpoint is damaged"
+                )
+            checked.add(name)
+        return value
+
+    return parameter
 
 
 def _pack(

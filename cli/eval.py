@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 import sys
@@ -24,7 +25,7 @@ COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": oper
 )
 @click.argument("artifact", metavar="OUT.llmc")
 @click.option("--text", metavar="FILE", help="Text to judge on.")
-@click.option("--window", type=int, default=512, show_default=True, help="Tokens in a window.")
+@click.option("--window", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens in a window.")
 @click.option("--windows", type=click.IntRange(min=1), help="Windows at most.")
 @click.option("--reference", metavar="SRC", help="The original checkpoint: adds KL(original‖artifact) and top-1 agreement.")
 @click.option(
@@ -33,7 +34,9 @@ COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": oper
 @click.option("--input-ids", metavar="IDS.safetensors", help="input_ids [S,T] int64 to run, teacher-forced.")
 @click.option("--logits-out", metavar="OUT.safetensors", help="Where to write logits [S,T,V] float32.")
 @click.option("--chunk", type=click.IntRange(min=1), help="Tokens a sequence is given per step.")
-@click.option("--schedule-seed", type=int, help="Random chunks, mixed batches, preemptions and prefix hits.")
+@click.option(
+    "--schedule-seed", type=click.IntRange(0, 2**63 - 1), help="Random chunks, mixed batches, preemptions and prefix hits."
+)
 @machine
 @as_json
 @debug
@@ -62,6 +65,13 @@ def command(
         raise UsageError("give --text FILE, or --input-ids with --logits-out")
     if input_ids is not None and logits_out is None:
         raise UsageError("--input-ids needs --logits-out")
+    other = ("logits_out", "chunk", "schedule_seed") if text is not None else ("window", "windows", "reference", "fail_if")
+    given = click.get_current_context()
+    for name in other:
+        if given.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect with {'--text' if text is not None else '--input-ids'}", "leave it out"
+            )
     if any(key.startswith(("kl", "top1")) for key, _, _ in gates) and reference is None:
         raise UsageError("--fail-if on a divergence needs --reference SRC")
     with load(artifact, threads=threads, target=target, isa=isa, portable=portable, max_batch=16, max_rows=256) as model:
@@ -75,7 +85,7 @@ def command(
             return
         assert text is not None
         result = _judge(model, text, window, windows, reference, quiet=as_json)
-    failed = [f"{key} {symbol} {number}" for key, symbol, number in gates if COMPARISONS[symbol](result[key], number)]
+    failed = [f"{k} {symbol} {n}" for k, symbol, n in gates if not math.isfinite(result[k]) or COMPARISONS[symbol](result[k], n)]
     if as_json and not failed:
         emit(result)
     elif not as_json:
@@ -120,8 +130,6 @@ def _judge(model: Any, text: str, window: int, limit: int | None, reference: str
 
 def _compare(model: Any, cut: list[Any], reference: str, *, quiet: bool) -> dict[str, Any]:
     """Perplexity and divergence together: each window is run by the artifact and by the original."""
-    import math
-
     import numpy as np
 
     from ..conformance import divergence, log_softmax

@@ -25,7 +25,7 @@ from .options import as_json, debug, machine
 @click.option(
     "--top-p", type=float, default=1.0, show_default=True, help="Sample from the smallest set of tokens with this probability."
 )
-@click.option("--seed", type=int, help="Seed of the sampling.")
+@click.option("--seed", type=click.IntRange(-(2**63), 2**63 - 1), help="Seed of the sampling.")
 @click.option("--stop", multiple=True, metavar="S", help="End before this text; repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end token.")
 @machine

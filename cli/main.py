@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
+import time
 import traceback
+from functools import cache
 from typing import Any
 
 import click
@@ -140,12 +143,26 @@ def _fail(as_json: bool, kind: str, message: str, hint: str, status: int) -> int
 
 
 def emit(value: dict[str, Any]) -> None:
-    """Print one JSON object on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """Print one JSON object on standard output; numbers that JSON has not are null."""
+    click.echo(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started, from the kernel's own clock (10 ms steps)."""
+    """Seconds since this process was started: the kernel's clock (10 ms steps) once, a finer one from then on."""
+    return time.perf_counter() - _started()
+
+
+@cache
+def _started() -> float:
+    """When this process was started, on the clock of `perf_counter`."""
     with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
         started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-        return float(uptime.read().split()[0]) - started
+        return time.perf_counter() - (float(uptime.read().split()[0]) - started)

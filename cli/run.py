@@ -57,10 +57,12 @@ def command(
     listener = bind(host, port)
     if verify:
         _verify(artifact)
-    with load(artifact, threads=threads, kv_cache=kv_cache, max_batch=max_batch, target=target, isa=isa) as model:
+    with load(
+        artifact, threads=threads, kv_cache=kv_cache, max_batch=max_batch, target=target, isa=isa, portable=portable
+    ) as model:
         name = served_model_name or Path(artifact).stem
         click.echo(
-            f"{name}: {model.executor.level}, {model.config.threads} threads, {model.config.blocks * 32} positions of cache, {model.config.max_batch} requests at once",
+            f"{name}: {model.config.target}, {model.config.threads} threads, {model.config.blocks * 32} positions of cache, {model.config.max_batch} requests at once",
             err=True,
         )
         if model.tokenizer.available:

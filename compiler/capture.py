@@ -35,6 +35,7 @@ class Mask:
     window: int | None = None
     chunk: int | None = None
     unknown: str = ""
+    never: bool = False
 
 
 @dataclass
@@ -99,6 +100,11 @@ def _closure(fn: Any) -> dict[str, Any]:
     return dict(zip(fn.__code__.co_freevars, (c.cell_contents for c in fn.__closure__ or ()), strict=True))
 
 
+def _no_blocks(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    """The overlay of media tokens where there are none."""
+    return q_idx != q_idx
+
+
 def describe_mask(fn: Any) -> Mask:
     """Read causal, window and chunk from the closures that transformers' mask functions are composed of."""
     name = getattr(fn, "__qualname__", str(fn))
@@ -113,6 +119,11 @@ def describe_mask(fn: Any) -> Mask:
         return Mask(window=int(cells["sliding_window"]))
     if name.startswith("chunked_overlay"):
         return Mask(chunk=int(cells["chunk_size"]))
+    if name == "_no_blocks":
+        return Mask(never=True)
+    if name.startswith("or_masks"):
+        parts = [m for m in map(describe_mask, cells["mask_functions"]) if not m.never]
+        return parts[0] if len(parts) == 1 else Mask(unknown=name)
     if name.startswith("and_masks"):
         parts = [describe_mask(f) for f in cells["mask_functions"]]
         return Mask(
@@ -216,13 +227,12 @@ def build_model(
     _register()
     with _parameters_on_meta(), torch.no_grad():
         try:
-            model = AutoModelForCausalLM.from_config(
-                config,
-                attn_implementation=attention,
-                experts_implementation=IMPLEMENTATION,
-                dtype=TORCH_DTYPE[dtype],
-                trust_remote_code=trust_remote_code,
-            )
+            options = {"attn_implementation": attention, "experts_implementation": IMPLEMENTATION, "dtype": TORCH_DTYPE[dtype]}
+            named = _named_class(config)
+            if named is not None:
+                model = named._from_config(config, **options)
+            else:
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
         except KeyError as error:
             if error.args != (IMPLEMENTATION,):
                 raise CheckpointError(f"the configuration names what transformers does not know: {error}") from error
@@ -233,6 +243,21 @@ def build_model(
         except ValueError as error:
             raise UnsupportedError(f"transformers cannot build this model: {str(error).splitlines()[0]}") from error
     return model.eval()
+
+
+def _named_class(config: PretrainedConfig) -> Any:
+    """The class that the checkpoint names, where AutoModelForCausalLM knows no class for its configuration."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "auto_map", None):
+        return None
+    names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    for name in getattr(config, "architectures", None) or []:
+        found = getattr(transformers, name, None) if name in names else None
+        if found is not None and isinstance(config, found.config_class):
+            return found
+    return None
 
 
 def freeze_dynamic_rope(model: PreTrainedModel, context: int) -> list[str]:
@@ -301,7 +326,9 @@ def capture(config: PretrainedConfig, dtype: str, context: int, *, trust_remote_
     except UnsupportedError as error:
         try:
             return _capture(copy.deepcopy(config), dtype, context, "eager", trust_remote_code)
-        except (UnsupportedError, AssertionError) as second:
+        except UnsupportedError as second:
+            raise (second if second.hint else error) from error  # the one that says what to do
+        except AssertionError as second:
             raise error from second
 
 
@@ -317,10 +344,38 @@ def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str,
     rows = torch.zeros(5, dtype=torch.int64, device="meta")
     _recorder.gates = {}
     with opaque_mixers(model), without_loops(model) as gates:
-        program = _export(step, (ids, ids.clone(), rows))
+        program = _export(step, (ids, ids.clone(), rows), context)
     if not step.takes_positions:
         notes.append("the model computes its own positions")
-    return Captured(program.run_decompositions({}), model, buffers, {**_recorder.gates, **gates}, notes)
+    return Captured(_decomposed(program), model, buffers, {**_recorder.gates, **gates}, notes)
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Functional, and what no lowering knows taken apart as torch does, where it can."""
+    from torch._decomp import global_decomposition_table
+
+    from .importer import IGNORED, handler_of, reachable
+
+    needed = reachable(program.graph)
+    for node in reversed(list(program.graph.nodes)):
+        if node.op == "call_function" and node not in needed and not node.users:  # what only assertions read
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    program = program.run_decompositions({})
+    for _ in range(4):
+        targets = {
+            n.target for n in program.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
+        }
+        unknown = {t for t in targets if handler_of(str(t)) is None and str(t) not in IGNORED}
+        table = {
+            t: f
+            for t in unknown
+            if "prelu" not in str(t) and (f := global_decomposition_table["post_autograd"].get(t)) is not None
+        }
+        if not table:
+            return program
+        program = program.run_decompositions(table)
+    return program
 
 
 @contextlib.contextmanager
@@ -359,16 +414,32 @@ def _scalars_kept() -> Iterator[None]:
             return torch.cat(pieces, len(parts) - 1 - after)
         return torch.cat(pieces, -1 - after)
 
+    fill = torch.full
+
+    def full(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = fill(*args, **kwargs)
+        value = kwargs.get("fill_value", args[1] if len(args) > 1 else None)
+        if isinstance(value, bool | int | float):
+            made.llmc_fill = value  # type: ignore[attr-defined]
+        return made
+
+    blockwise = masking_utils.blockwise_overlay
+
+    def overlay(block_sequence_ids: torch.Tensor) -> Any:
+        return _no_blocks if getattr(block_sequence_ids, "llmc_fill", None) == -1 else blockwise(block_sequence_ids)
+
+    torch.full, masking_utils.blockwise_overlay = full, overlay  # type: ignore[assignment]
     torch.tensor, masking_utils.find_packed_sequence_indices = tensor, lambda position_ids: None
     torch.Tensor.__getitem__ = getitem  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         torch.tensor, masking_utils.find_packed_sequence_indices = original, packed
+        torch.full, masking_utils.blockwise_overlay = fill, blockwise  # type: ignore[assignment]
         torch.Tensor.__getitem__ = take  # type: ignore[method-assign]
 
 
-def _export(step: _Step, args: tuple[torch.Tensor, ...]) -> ExportedProgram:
+def _export(step: _Step, args: tuple[torch.Tensor, ...], context: int) -> ExportedProgram:
     """Named T first: a guard that does not hold for every T is refused; then automatic dimensions with deferred checks."""
     tokens, rows = torch.export.Dim("T", min=2), torch.export.Dim("R", min=2)
     with torch.no_grad(), _scalars_kept():
@@ -397,6 +468,11 @@ def _export(step: _Step, args: tuple[torch.Tensor, ...]) -> ExportedProgram:
     ids = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == "input_ids")
     if isinstance(ids.meta["val"].shape[1], int):
         raise UnsupportedError("the model's forward depends on the number of tokens, so it cannot be compiled for all of them")
+    most = program.range_constraints.get(ids.meta["val"].shape[1].node.expr)
+    if most is not None and most.upper < context:
+        raise UnsupportedError(
+            f"the model's forward goes another way for more than {most.upper} tokens", f"give --context {most.upper} or less"
+        )
     return program
 
 

@@ -40,7 +40,7 @@ from .ir.ops.slice import Slice
 from .ir.ops.softmax import Softmax
 from .ir.ops.topk import Topk
 from .ir.ops.view import View
-from .ir.reference import IR_DTYPE
+from .ir.reference import IR_DTYPE, TORCH_DTYPE, Context
 from .ir.types import Dim, Sym, TensorType, product
 
 Arg = Any
@@ -58,6 +58,22 @@ class Imported:
 def import_program(captured: Captured) -> Imported:
     """Lower an exported program. Raises UnsupportedError that names the ATen op and the model's source line."""
     return _Importer(captured).run()
+
+
+def handler_of(name: str) -> Handler | None:
+    return HANDLERS.get(name) or HANDLERS.get(name.rpartition(".")[0])
+
+
+def reachable(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """The nodes that the outputs depend on, and whatever writes into a tensor."""
+    writes = lambda n: isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable  # noqa: E731
+    stack, found = [n for n in graph.nodes if n.op == "output" or writes(n)], set()
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found
 
 
 def shape_text(shape: Sequence[Dim]) -> str:
@@ -111,6 +127,12 @@ class _Importer:
             return None
         if isinstance(made.op, Full):
             return made.op.value
+        if isinstance(made.op, Pointwise):
+            numbers = [self.uniform(v) for v in made.inputs]
+            if any(n is None for n in numbers):
+                return None
+            operands = [torch.tensor(n, dtype=TORCH_DTYPE[v.type.dtype]) for n, v in zip(numbers, made.inputs, strict=True)]
+            return float(made.op.reference(Context.single(1), *operands)[0])
         return self.uniform(made.inputs[0]) if isinstance(made.op, View | Expand | Permute | Cast | Slice) else None
 
     # --- types ----------------------------------------------------------------------------------------------------
@@ -165,7 +187,10 @@ class _Importer:
         if not any(s == "R" for s in self.symbols.values()):
             raise UnsupportedError("the model's forward does not take the rows whose logits are wanted")
         outputs: tuple[Value, ...] = ()
+        needed = reachable(graph)
         for node in graph.nodes:
+            if node.op == "call_function" and node not in needed:
+                continue  # what only assertions read
             if node.op == "placeholder":
                 self.env[node] = self.placeholder(node, specs[node], inputs)
             elif node.op == "call_function":
@@ -194,9 +219,11 @@ class _Importer:
             self.buffers[name] = self.captured.buffers[name]
         elif spec.kind.name == "CONSTANT_TENSOR":
             constant = self.captured.program.constants[spec.target]
-            if constant.device.type == "meta":
+            if constant.device.type == "meta" and constant.numel():
                 raise UnsupportedError(f"the model makes a constant tensor {name} whose value is lost on the meta device")
-            self.buffers[name] = constant.detach().clone()
+            self.buffers[name] = (
+                torch.empty(constant.shape, dtype=constant.dtype) if not constant.numel() else constant.detach().clone()
+            )
         return made
 
     def locate(self, node: torch.fx.Node) -> None:
@@ -223,7 +250,7 @@ class _Importer:
         name = str(node.target)
         if name in IGNORED:
             return None
-        handler = HANDLERS.get(name) or HANDLERS.get(name.rpartition(".")[0])
+        handler = handler_of(name)
         if handler is None:
             raise UnsupportedError(f"{name} has no lowering{self.place()}", "docs/extending.md shows how to add one in a file")
         args, kwargs = [self.lookup(a) for a in node.args], {k: self.lookup(v) for k, v in node.kwargs.items()}
@@ -287,6 +314,15 @@ class Padded(NamedTuple):
     dim: int
     left: int
     right: int
+    fill: Value | None = None  # what lies before the tokens, [channels]; None: zeros
+
+
+class Cut(NamedTuple):
+    """A value without the last `tokens` of its tokens."""
+
+    value: Value
+    dim: int
+    tokens: int
 
 
 class Complex(NamedTuple):
@@ -424,6 +460,10 @@ def _expand(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
 
 def _slice(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     x = args[0]
+    if isinstance(x, Value) and len(args) > 3 and args[2] in (None, 0) and isinstance(args[3], int) and args[3] < 0:
+        axis = args[1] % len(x.type.shape)
+        if isinstance(x.type.shape[axis], Sym) and (len(args) < 5 or args[4] == 1):
+            return Cut(x, axis, -args[3])  # type: ignore[return-value]
     out = _out(im, node)
     if isinstance(x, Padded):
         first = len(args) > 1 and args[1] % len(x.value.type.shape) == x.dim and args[2] in (None, 0)
@@ -495,7 +535,34 @@ def _unbind(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
 def _cat(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     out = _out(im, node)
     dim = (args[1] if len(args) > 1 else 0) % len(out.shape)
-    return im.emit(Concat(dim), *[im.cast(v, out.dtype) for v in args[0] if v.type.shape != (0,)])
+    if any(isinstance(v, Cut) for v in args[0]):
+        return _delayed(im, args[0], dim)
+    parts = [im.cast(v, out.dtype) for v in args[0] if v.type.shape != (0,)]
+    return im.emit(Concat(dim), *parts) if len(parts) > 1 else parts[0]
+
+
+def _delayed(im: _Importer, parts: list[Arg], dim: int) -> Value:
+    """Every token sees what lies some places before it, the first ones something that is the same for all sequences."""
+    if (
+        len(parts) != 2
+        or not isinstance(parts[1], Cut)
+        or parts[1].dim != dim
+        or parts[0].type.shape[dim] != parts[1].tokens
+        or dim != 1
+    ):
+        raise UnsupportedError(f"tokens are cut off and put together otherwise{im.place()}")
+    first, (x, _, count) = parts
+    if count != 1 or len(x.type.shape) != 3:
+        raise UnsupportedError(f"tokens are delayed by {count}{im.place()}")
+    kind = x.type.dtype
+    centred = im.emit(Pointwise("sub", kind), x, first)
+    return im.emit(Pointwise("add", kind), _shifted(im, centred, 1), first)
+
+
+def _shifted(im: _Importer, x: Value, by: int) -> Value:
+    channels = x.type.shape[2]
+    taps = [im.emit(Full(str(TensorType(x.type.dtype, (channels, 1))), float(i == 0))) for i in range(by + 1)]
+    return im.emit(CausalConv(), x, im.emit(Concat(1), *taps))
 
 
 def _stack(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
@@ -550,7 +617,9 @@ def _repeat(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
     x = im.view(x, (1,) * (len(counts) - len(x.type.shape)) + x.type.shape)
     for dim, count in enumerate(counts):
         shape = x.type.shape
-        if count != 1 and isinstance(shape[dim], Sym):
+        if isinstance(count, Sym) and shape[dim] == 1:
+            x = im.emit(Expand(shape_text((*shape[:dim], count, *shape[dim + 1 :]))), x)
+        elif count != 1 and isinstance(shape[dim], Sym):
             copies = im.emit(Expand(shape_text((*shape[:dim], count, *shape[dim:]))), im.view(x, (*shape[:dim], 1, *shape[dim:])))
             x = im.view(copies, (*shape[:dim], product((shape[dim], count)), *shape[dim + 1 :]))
         elif count != 1:
@@ -594,7 +663,7 @@ def _std(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, 
     centred = im.emit(Pointwise("sub", kind), x, mean)
     square = im.emit(Reduce("mean", (rank - 1,), True, kind), im.emit(Pointwise("square", kind), centred))
     scaled = im.emit(Pointwise("mul", kind), square, im.scalar(size / (size - correction), kind))
-    return im.view(im.emit(Pointwise("sqrt", kind), scaled), out.shape)
+    return im.view(im.emit(Pointwise("sqrt", kind), scaled) if "std" in str(node.target) else scaled, out.shape)
 
 
 def _vector_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
@@ -831,12 +900,60 @@ def _conv1d(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[st
     one = lambda key, default: (given.get(key, [default]) or [default])[0]  # noqa: E731
     channels, depth, taps = weight.type.shape
     padding = one("padding", 0)
-    causal = isinstance(x.type.shape[-1], Sym) and depth == 1 and channels == x.type.shape[1] == given.get("groups", 1)
+    fill = args[0].fill if isinstance(args[0], Padded) else None
+    causal = (
+        isinstance(x.type.shape[-1], Sym) and left + padding >= taps - 1 and (not padding or (left == 0 and padding == taps - 1))
+    )
+    whole = left + padding == taps - 1
+    single = depth == 1 and channels == x.type.shape[1] == given.get("groups", 1)
+    if causal and not right and one("stride", 1) == 1 and one("dilation", 1) == 1 and not (single and whole and fill is None):
+        return _grouped_conv(im, given, x, left, padding, fill)
+    causal = causal and single
     if not causal or right or left + padding != taps - 1 or one("stride", 1) != 1 or one("dilation", 1) != 1:
         raise UnsupportedError(f"a convolution that is not causal with one filter a channel{im.place()}")
     bias = given.get("bias")
     operands = [im.emit(Permute((0, 2, 1)), x), im.view(weight, (channels, taps)), *([bias] if bias is not None else [])]
     out = im.emit(Permute((0, 2, 1)), im.emit(CausalConv(bias is not None), *operands))
+    return Padded(out, 2, 0, padding) if padding else out
+
+
+def _grouped_conv(im: _Importer, given: dict[str, Arg], x: Value, left: int, padding: int, fill: Value | None) -> Value | Padded:
+    """A causal convolution of any depth, x [1,C,T]: the taps' tokens beside one another, a product for each group. Before the tokens lies
+    `fill`, or nothing; more zeros than the taps need go on to the next convolution, as what this one makes of them."""
+    weight, bias, groups = given["weight"], given.get("bias"), given.get("groups", 1)
+    channels, depth, taps = weight.type.shape
+    kind = x.type.dtype
+    tokens = im.emit(Permute((0, 2, 1)), x)
+    if fill is not None:
+        tokens = im.emit(Pointwise("sub", kind), tokens, fill)
+    by_group = (groups, channels // groups, depth * taps)
+    flat = im.view(im.emit(Permute((0, 2, 1)), weight), by_group)  # [groups, out, taps·depth]
+    seen = [_shifted(im, tokens, taps - 1 - i) if i < taps - 1 else tokens for i in range(taps)]
+    apart = [im.view(t, (1, x.type.shape[2], groups, 1, depth)) for t in seen]
+    beside = im.view(im.emit(Concat(3), *apart), (1, x.type.shape[2], groups, taps * depth))
+    product_ = im.emit(Matmul(), im.emit(Permute((0, 2, 1, 3)), beside), im.emit(Permute((0, 2, 1)), flat))
+    out = im.view(im.emit(Permute((0, 2, 1, 3)), product_), (1, x.type.shape[2], channels))
+    constant = bias
+    if fill is not None:
+        steady = im.emit(
+            Reduce("sum", (2,), False, kind),
+            im.emit(
+                Pointwise("mul", kind),
+                weight,
+                im.view(
+                    im.emit(Expand(shape_text((groups, channels // groups, depth))), im.view(fill, (groups, 1, depth))),
+                    (channels, depth, 1),
+                ),
+            ),
+        )
+        steady = im.emit(Reduce("sum", (1,), False, kind), steady)
+        constant = steady if bias is None else im.emit(Pointwise("add", kind), steady, bias)
+    if constant is not None:
+        out = im.emit(Pointwise("add", kind), out, constant)
+    out = im.emit(Permute((0, 2, 1)), out)
+    if left > taps - 1:
+        before = constant if constant is not None else None
+        return Padded(out, 2, left - (taps - 1), 0, before)
     return Padded(out, 2, 0, padding) if padding else out
 
 
@@ -894,10 +1011,12 @@ def identify_gate(fn: Any, layout: str, place: str) -> dict[str, Any]:
     h = torch.randn(64, 32, generator=generator, dtype=torch.float64) * 6
     got = fn(h)
     candidates: list[dict[str, Any]] = [{"act": a} for a in ACTIVATIONS]
-    if layout == "interleaved":
-        owner = getattr(fn, "__self__", None)
-        limit, alpha = float(getattr(owner, "limit", 7.0)), float(getattr(owner, "alpha", 1.702))
-        candidates.append({"act": "sigmoid", "limit": limit, "alpha": alpha})
+    facts = {k: float(v) for k, v in vars(getattr(fn, "__self__", None) or object).items() if isinstance(v, int | float)}
+    limits = [7.0, *(v for k, v in facts.items() if "limit" in k)]
+    alphas = [1.702, *(v for k, v in facts.items() if "alpha" in k)]
+    if layout:
+        candidates += [{"act": "sigmoid", "limit": a, "alpha": b} for a in limits for b in alphas]
+        candidates += [{"act": c, "limit": a} for a in limits for c in ACTIVATIONS]
     for attributes in candidates:
         expected = Experts(gate=layout, **attributes).activate(h)
         if expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-9, atol=1e-9):
@@ -920,7 +1039,7 @@ HANDLERS: dict[str, Handler] = {
     **{f"aten.{n}": _binary(n) for n in ("eq", "ne", "lt", "le", "gt", "ge")},
     "aten.logical_and": _binary("and"), "aten.logical_or": _binary("or"), "aten.bitwise_and": _binary("and"), "aten.bitwise_or": _binary("or"),
     "aten.__and__": _binary("and"), "aten.__or__": _binary("or"),
-    "aten.clamp": _clamp, "aten.clamp_min": lambda im, n, a, k: _clamp(im, n, [a[0], a[1]], {}), "aten.clamp_max": lambda im, n, a, k: _clamp(im, n, [a[0], None, a[1]], {}),
+    "aten.clip": _clamp, "aten.clamp": _clamp, "aten.clamp_min": lambda im, n, a, k: _clamp(im, n, [a[0], a[1]], {}), "aten.clamp_max": lambda im, n, a, k: _clamp(im, n, [a[0], None, a[1]], {}),
     "aten.where": _where, "aten.masked_fill": _masked_fill, "aten.gelu": _gelu, "aten.softplus": _softplus,
     "aten._to_copy": _cast, "aten.to": _cast, "aten.type_as": _cast,
     "aten.clone": _same, "aten.contiguous": _same, "aten.detach": _same, "aten.alias": _same, "aten.dropout": _same, "aten.lift_fresh_copy": _same, "aten.lift_fresh": _same,
@@ -939,10 +1058,11 @@ HANDLERS: dict[str, Handler] = {
     "aten.new_zeros": _full(0.0), "aten.new_ones": _full(1.0), "aten.new_full": _full(None, 2), "aten.scalar_tensor": _full(None, 0), "aten.empty": _full(0.0), "aten.empty_like": _full(0.0), "aten.new_empty": _full(0.0),
     "aten.empty_permuted": _full(0.0), "aten.arange": _arange,
     "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _baddbmm,
-    "aten.erfinv": _unary("erfinv"), "aten.std": _std, "aten.logsumexp": _logsumexp, "aten.linalg_vector_norm": _vector_norm, "aten.polar": _polar, "aten.view_as_complex": _as_complex, "aten.view_as_real": _as_real, "aten.broadcast_tensors": _broadcast_tensors,
+    "aten.erfinv": _unary("erfinv"), "aten.std": _std, "aten.var": _std, "aten.logsumexp": _logsumexp, "aten.linalg_vector_norm": _vector_norm, "aten.polar": _polar, "aten.view_as_complex": _as_complex, "aten.view_as_real": _as_real, "aten.broadcast_tensors": _broadcast_tensors,
     "aten.layer_norm": _layer_norm, "aten.rms_norm": _rms_norm, "aten._fused_rms_norm": lambda im, n, a, k: (_rms_norm(im, n, a, k),),
     "llmc.attention": _attention, "llmc.experts": _experts, "llmc.recurrence": _recurrence,
     "aten.conv1d": _conv1d, "aten.constant_pad_nd": _pad, "aten.pad": _pad,
 }  # fmt: skip
 OF_COMPLEX = (_mul, _as_real)
 OF_PADDED = (_slice, _conv1d)
+OF_CUT = (_cat,)

@@ -113,10 +113,13 @@ def _identify(seed: Node, producers: dict[str, Node], users: dict[str, list[Node
                 outputs.append(user)
                 frontier.append(user.output)
     x = torch.linspace(-7, 7, 301, dtype=torch.float64)
-    tokens = 3
+    one = int(torch.tensor(root.type.concrete({"T": 1, "R": 1})).prod())
+    tokens = max(3, -(-len(x) // one))  # all of x, or relu and its square look alike
     shape = root.type.concrete({"T": tokens, "R": tokens})
     count = int(torch.tensor(shape).prod())
-    numbers = x.repeat(count // 301 + 1)[:count].reshape(shape)
+    if count < len(x):
+        x = x[:: -(-len(x) // count)]
+    numbers = x.repeat(count // len(x) + 1)[:count].reshape(shape)
     order = {o.output.name: i for i, o in enumerate(outputs)}
     for node in sorted(outputs, key=lambda n: -order[n.output.name]):
         if node.inputs == (root,) and isinstance(node.op, Pointwise) and node.op.fn in UNARY:

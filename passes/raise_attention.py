@@ -131,6 +131,46 @@ def _data(graph: Graph) -> set[str]:
     return found
 
 
+def _mask_at(region: _Region, probe: Probe, tokens: int) -> torch.Tensor | None:
+    ids = {v: torch.zeros(1, tokens, dtype=torch.int64) for v in probe.graph.inputs if v.name == "%input_ids"}
+    query, key = (
+        torch.zeros(v.type.concrete({"T": tokens, "R": tokens}), dtype=torch.float64) for v in (region.query, region.key)
+    )
+    scores = probe.evaluate(region.softmax.inputs[0], {**ids, region.query: query, region.key: key}, torch.arange(tokens))
+    seen = scores.reshape(-1, tokens, tokens) > MASKED
+    return seen[0] if bool((seen == seen[:1]).all()) else None
+
+
+def _window(region: _Region, probe: Probe) -> int | None:
+    """How many tokens a query sees at most, 0 where it sees all before it; None for any other mask. A model that looks its mask up
+    has none for more tokens than it knows: then the most that it has must do."""
+    low, most = TOKENS, None
+    for tokens in (TOKENS, 96, 384, 1536):
+        try:
+            mask = _mask_at(region, probe, tokens)
+        except (IndexError, RuntimeError):
+            if most is None:
+                most = tokens
+            while most - low > 1:  # the longest that it knows
+                middle = (low + most) // 2
+                try:
+                    mask, low = _mask_at(region, probe, middle), middle
+                except (IndexError, RuntimeError):
+                    most = middle
+            tokens, mask = low, _mask_at(region, probe, low)
+        if mask is None:
+            return None
+        low = tokens
+        later, earlier = torch.arange(tokens)[None], torch.arange(tokens)[:, None]
+        causal = later <= earlier
+        if not torch.equal(mask, causal):
+            window = int(mask[-1].sum())
+            return window if torch.equal(mask, causal & (later > earlier - window)) else None
+        if most is not None:
+            break
+    return 0
+
+
 def _identify(region: _Region, probe: Probe, cache: int) -> tuple[Attention, list[float]] | None:
     """The attention that the region computes, and its slopes; None when it computes anything else."""
     positions = torch.arange(TOKENS)
@@ -149,12 +189,11 @@ def _identify(region: _Region, probe: Probe, cache: int) -> tuple[Attention, lis
     if not bool((seen == mask).all()):
         return None
     later, earlier = positions[None], positions[:, None]
-    causal = later <= earlier
-    window = 0
-    if not torch.equal(mask, causal):
-        window = next((w for w in range(1, TOKENS) if torch.equal(mask, causal & (later > earlier - w))), 0)
-        if not window:
-            return None
+    window = _window(region, probe)
+    if window is None:
+        return None
+    if not torch.equal(mask, (later <= earlier) & ((later > earlier - window) if window else True)):
+        return None
     moved, product = (scores - nothing)[seen], products[seen]
     alpha = float((moved * product).sum() / product.square().sum())
     if not close(moved, alpha * product, 1e-6):

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import RequestError
+from ..errors import RequestError, UsageError, nearest
 from .artifact import Artifact, open_artifact
 from .blocks import BlockPool
 from .config import RunConfig
 from .engine import Engine, Event, FinishEvent, Request, TokenEvent
-from .executors.cpu import CpuExecutor
+from .executors.choose import open_executor
 from .sampling import SamplingParams
 from .scheduler import Scheduler
 from .states import StatePool
 from .tokenizer import ArtifactTokenizer
 
 Prompt = str | Sequence[int]
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -43,18 +46,9 @@ class Model:
     def __init__(self, artifact: Artifact, config: RunConfig) -> None:
         self.artifact = artifact
         self.config = config
+        self._closed = False
         self.tokenizer = ArtifactTokenizer(artifact)
-        self.executor = CpuExecutor(
-            artifact,
-            threads=config.threads,
-            max_tokens=config.max_tokens,
-            max_sequences=config.max_batch,
-            max_rows=config.max_rows,
-            context=config.context,
-            blocks=config.blocks,
-            slots=config.slots,
-            isa=config.isa,
-        )
+        self.executor = open_executor(artifact, config)
         self.executor.portable(config.portable)
         self.engine = self.new_engine()
 
@@ -88,13 +82,34 @@ class Model:
         top_k: int = 0,
         min_p: float = 0.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        **unknown: object,
     ) -> SamplingParams:
-        """Sampling settings with this model's end tokens; temperature 0 is greedy."""
+        """Sampling settings with this model's end tokens; temperature 0 is greedy. Raises RequestError for what is impossible."""
+        if unknown:
+            name = next(iter(unknown))
+            known = [n for n in inspect.signature(self.params).parameters if n != "unknown"]
+            raise RequestError(f"there is no setting {name!r}: {nearest(name, known)}", param=name)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if any(not isinstance(s, str) or not s for s in stop):
+            raise RequestError("a stop string is empty or no text", param="stop")
+        bias = tuple((logit_bias or {}).items())
+        if any(not isinstance(t, int) or not 0 <= t < self.executor.vocabulary or not math.isfinite(b) for t, b in bias):
+            raise RequestError("logit_bias names a token outside the vocabulary, or a bias that is no number", param="logit_bias")
+        for name, whole in (("max_tokens", max_tokens), ("top_k", top_k), ("seed", 0 if seed is None else seed)):
+            if not isinstance(whole, int) or isinstance(whole, bool) or not -(2**63) <= whole < 2**63:
+                raise RequestError(f"{name} is {whole!r}: it is a whole number of 64 bits", param=name)
+        for name, value in (
+            ("temperature", temperature), ("top_p", top_p), ("min_p", min_p), ("repetition_penalty", repetition_penalty),
+            ("presence_penalty", presence_penalty), ("frequency_penalty", frequency_penalty),
+        ):  # fmt: skip
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise RequestError(f"{name} is {value!r}: it is a number", param=name)
         if max_tokens < 1:
             raise RequestError(f"max_tokens is {max_tokens}: at least one token is generated", param="max_tokens")
         if stop and not self.tokenizer.available:
@@ -119,10 +134,10 @@ class Model:
             repetition_penalty,
             presence_penalty,
             frequency_penalty,
-            (),
+            bias,
             chosen,
             max_tokens,
-            tuple(stop),
+            stop,
             self.tokenizer.eos_ids,
             ignore_eos,
         )
@@ -135,20 +150,27 @@ class Model:
         """Complete several prompts at once: each gets what it would get alone."""
         results = [Generation("" if self.tokenizer.available else None) for _ in prompts]
         params = self.params(**settings)
-        for prompt, result in zip(prompts, results, strict=True):
-            ids = self.encode(prompt)
-            result.prompt_tokens = int(ids.size)
-            self.engine.submit(
-                Request(
-                    ids,
-                    params,
-                    partial(_collect, result),
-                    make_detokenizer=lambda: self.tokenizer.detokenizer(params.stop),
-                )
-            )
-        while not self.engine.idle:
-            self.engine.step()
+        make = lambda: self.tokenizer.detokenizer(params.stop)  # noqa: E731
+        requests = [
+            Request(self.encode(prompt), params, partial(_collect, result), make_detokenizer=make)
+            for prompt, result in zip(prompts, results, strict=True)
+        ]
+        engine = self._open_engine()
+        try:
+            for request, result in zip(requests, results, strict=True):
+                result.prompt_tokens = int(request.prompt.size)
+                engine.submit(request)
+            while not engine.idle:
+                engine.step()
+        finally:
+            for request in requests:
+                engine.cancel(request)
         return results
+
+    def _open_engine(self) -> Engine:
+        if self._closed:
+            raise UsageError("the model has been closed", "load it again")
+        return self.engine
 
     def stream(self, prompt: Prompt, **settings: Any) -> Iterator[Event]:
         """Events of one completion as they come, ending with a FinishEvent."""
@@ -157,26 +179,36 @@ class Model:
         request = Request(
             self.encode(prompt), params, events.append, make_detokenizer=lambda: self.tokenizer.detokenizer(params.stop)
         )
-        self.engine.submit(request)
+        engine = self._open_engine()
+        engine.submit(request)
         try:
             while True:
-                self.engine.step()
+                engine.step()
                 for event in events:
                     yield event
                     if isinstance(event, FinishEvent):
                         return
                 events.clear()
         finally:
-            self.engine.cancel(request)
+            engine.cancel(request)
 
+    @overload
+    def logits(self, ids: Sequence[int] | str, *, chunk: int | None = None, schedule_seed: int | None = None) -> Logits: ...
+    @overload
     def logits(
-        self, sequences: Sequence[Sequence[int]], *, chunk: int | None = None, schedule_seed: int | None = None
-    ) -> list[npt.NDArray[np.float32]]:
-        """Teacher-forced logits [T, V] of each sequence of token ids, by the compiled kernels.
+        self, ids: Sequence[Sequence[int]], *, chunk: int | None = None, schedule_seed: int | None = None
+    ) -> list[Logits]: ...
+    def logits(self, ids: Any, *, chunk: int | None = None, schedule_seed: int | None = None) -> Any:
+        """Teacher-forced logits [T, V] float32 of one sequence (token ids or text), or of each of several, by the compiled kernels.
 
         `chunk`: tokens a sequence is given per step; `schedule_seed`: random chunks, mixed batches, preemptions and prefix hits.
         All give the same bits.
         """
+        self._open_engine()
+        one = isinstance(ids, str) or all(isinstance(i, int | np.integer) for i in ids)
+        prompts = [self.encode(s) for s in ([ids] if one else ids)]
+        if not all(p.size for p in prompts):
+            raise RequestError("a sequence has no tokens", param="ids")
         engine = self.new_engine()
         scheduler = engine.scheduler
         disturb = None
@@ -190,10 +222,12 @@ class Model:
 
         elif chunk is not None:
             scheduler.chunk = lambda sequence, most: min(most, chunk)
-        return engine.collect([self.encode(s) for s in sequences], disturb)
+        found = engine.collect(prompts, disturb)
+        return found[0] if one else found
 
     def logits_hash(self, ids: Sequence[int]) -> str:
         """SHA-256 of the logits of a sequence, in the bits that every level gives: the artifact's canary."""
+        self._open_engine()
         self.executor.portable(True)
         try:
             return hashlib.sha256(self.logits([ids])[0].tobytes()).hexdigest()
@@ -201,6 +235,7 @@ class Model:
             self.executor.portable(self.config.portable)
 
     def close(self) -> None:
+        self._closed = True
         self.executor.close()
         self.artifact.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ArtifactError, EnvironmentLacks, UsageError
 from .archive import Member, read_archive, write_archive
+from .manifest import parse, problem
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -64,7 +65,7 @@ class Artifact:
 
     def _manifest(self, raw: bytes) -> dict[str, Any]:
         try:
-            manifest = json.loads(raw)
+            manifest = parse(raw)
             schema = manifest["schema"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{self.path.name}: the manifest is not valid: {error}") from error
@@ -73,9 +74,9 @@ class Artifact:
                 f"{self.path.name} has schema {schema}, this llmc reads {SCHEMA}",
                 "compile it again, or use the llmc that made it",
             )
-        problem = _misshapen(manifest)
-        if problem:
-            raise ArtifactError(f"{self.path.name}: the manifest is not valid: {problem}")
+        wrong = problem(manifest)
+        if wrong:
+            raise ArtifactError(f"{self.path.name}: the manifest is not valid: {wrong}")
         if sorted(m["name"] for m in manifest["members"]) != sorted(set(self.members) - {MANIFEST}):
             raise ArtifactError(f"{self.path.name}: the manifest does not list the members that are there")
         return dict(manifest)
@@ -177,44 +178,6 @@ class Artifact:
         self.close()
 
 
-def _misshapen(manifest: Any) -> str:
-    """What is wrong with a manifest's shape; empty when everything that readers rely on is there."""
-
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-    kinds = {
-        "members": list,
-        "weights": list,
-        "targets": list,
-        "model": dict,
-        "memory_plan": dict,
-        "source": dict,
-        "toolchain": dict,
-    }
-    kinds |= {"conformance": dict, "canary": dict, "quant": dict, "recipe": dict, "fallbacks": list, "notes": list, "llmc": str}
-    for key, kind in kinds.items():
-        if not isinstance(manifest.get(key), kind):
-            return f"{key} is missing or of the wrong type"
-    for entry in manifest["members"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not whole(entry.get("bytes")):
-            return "a member has no name or no size"
-        if not isinstance(entry.get("sha256"), str):
-            return f"{entry['name']} has no hash"
-    for item in manifest["weights"]:
-        if not isinstance(item, list) or len(item) != 2 or not isinstance(item[0], str) or not whole(item[1]):
-            return "the list of weights is damaged"
-    for target in manifest["targets"]:
-        if not isinstance(target, dict) or not all(isinstance(target.get(k), str) for k in ("name", "isa", "member")):
-            return "a target has no name, level or member"
-    if not all(whole(manifest["model"].get(k)) and manifest["model"][k] > 0 for k in ("context", "vocab")):
-        return "the model has no context or vocabulary"
-    sizes = {"state_bytes_per_request": 0} | manifest["memory_plan"]
-    if not all(whole(sizes.get(k)) for k in ("weight_bytes", "cache_bytes_per_block", "state_bytes_per_request", "buffer_bytes")):
-        return "the memory plan is incomplete"
-    return ""
-
-
 def open_artifact(path: str | Path) -> Artifact:
     """Open an artifact; raises ArtifactError for what is missing, damaged, of another version, or no artifact at all."""
     path = Path(path)
@@ -284,7 +247,7 @@ def write_artifact(out: Path, manifest: dict[str, Any], files: dict[str, bytes],
         for chunk in content():
             digest.update(chunk)
         listed.append({"name": name, "bytes": size, "sha256": digest.hexdigest()})
-    raw = (json.dumps({**manifest, "members": listed}, indent=1, ensure_ascii=False) + "\n").encode()
+    raw = (json.dumps({**manifest, "members": listed}, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
     with replacing(out) as stream:
         everything = [(MANIFEST, len(raw), [raw]), *((n, s, c()) for n, s, c in contents)]
         write_archive(stream, everything, hashlib.sha256(raw).hexdigest())
@@ -316,7 +279,11 @@ class replacing:  # noqa: N801
             mask = os.umask(0)
             os.umask(mask)
             os.chmod(self._file.name, 0o666 & ~mask)
-            os.replace(self._file.name, self._target)
+            try:
+                os.replace(self._file.name, self._target)
+            except OSError as failed:
+                os.unlink(self._file.name)
+                raise UsageError(f"{self._target} cannot be written: {failed.strerror}", "give the name of a file") from failed
         else:
             os.unlink(self._file.name)
         if isinstance(error, OSError) and error.errno == 28:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UnsupportedError
 from .api import Model, load
 from .artifact import open_artifact
 from .config import RunConfig
 from .engine import Event, FinishEvent, Request, TokenEvent
-from .executors.cpu import choose_level
+from .executors.cpu import CpuExecutor
 
 Figure = dict[str, float]
 
@@ -53,11 +54,14 @@ def run_bench(
     most = max((1, *settings.concurrency))
     with open_artifact(path) as artifact:  # what cannot run is refused here, not in each of the processes below
         RunConfig.resolve(artifact, threads=threads, target=target, isa=isa, max_batch=most)
-        choose_level(artifact, isa)
     say("start-up …")  # first, in a small process: a child's peak memory counts what its parent had when it was forked
     starts = [_cold_start(path, threads, isa) for _ in range(settings.reps + 1)][1:]
     with load(path, threads=threads, target=target, isa=isa, portable=portable, max_batch=most) as model:
         rng = np.random.default_rng(0)
+        if not isinstance(model.executor, CpuExecutor):
+            raise UnsupportedError(
+                f"bench measures CPUs, and this would run on {model.config.target}", "give --target cpu, or use make gpu-bench"
+            )
         say("ceilings …")
         ceilings = model.executor.peaks(model.config.threads)
         say("prefill and decode …")
@@ -67,13 +71,13 @@ def run_bench(
             say(f"{n} at once …")
             concurrent.append(_concurrent(model, n, settings, rng))
         result: dict[str, Any] = {
-            "artifact": os.path.basename(path), "isa": model.executor.level, "threads": model.config.threads,
+            "artifact": os.path.basename(path), "target": model.config.target, "isa": model.executor.level, "threads": model.config.threads,
             "prefill_tok_s": figure(prefill), "decode_tok_s": figure(decode), "concurrent": concurrent,
         }  # fmt: skip
         result["floor"] = _floor(model, settings, ceilings)
         result["ceilings"] = ceilings
         if settings.profile:
-            result["profile"] = _profile(model, settings, rng, ceilings)
+            result["profile"] = _profile(model, model.executor, settings, rng, ceilings)
     result["start_to_first_token_s"] = figure([s for s, _ in starts])
     result["peak_rss_bytes"] = figure([float(r) for _, r in starts])
     return result
@@ -159,22 +163,24 @@ def _floor(model: Model, settings: BenchSettings, ceilings: dict[str, float]) ->
     return {"decode_tok_s": 1 / decode, "prefill_tok_s": 1 / max(body, 1e-12)}
 
 
-def _profile(model: Model, settings: BenchSettings, rng: np.random.Generator, ceilings: dict[str, float]) -> list[dict[str, Any]]:
+def _profile(
+    model: Model, executor: CpuExecutor, settings: BenchSettings, rng: np.random.Generator, ceilings: dict[str, float]
+) -> list[dict[str, Any]]:
     """Kernels of decode steps: seconds a step, share, and the fraction of the floor that bytes or operations give."""
     engine = model.new_engine()
     params = model.params(max_tokens=settings.gen_len, temperature=0.0, ignore_eos=True)
     engine.submit(Request(_ids(model, rng, settings.prompt_len), params, lambda e: None))
     while engine.counters.generated_tokens == 0:
         engine.step()
-    model.executor.profile(True)
+    executor.profile(True)
     steps, start = 0, time.perf_counter()
     while not engine.idle:
         engine.step()
         steps += 1
     wall = time.perf_counter() - start
-    model.executor.profile(False)
+    executor.profile(False)
     rows, inside = [], 0.0
-    for kernel, (name, seconds, _) in zip(_kernels(model), model.executor.profiled(), strict=True):
+    for kernel, (name, seconds, _) in zip(_kernels(model), executor.profiled(), strict=True):
         inside += seconds
         floor = kernel["calls"] * max(
             kernel["weight_bytes"] / (ceilings["read_gb_s"] * 1e9), kernel["operations"] / _rate(kernel, ceilings)

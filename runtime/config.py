@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import EnvironmentLacks, UsageError
+from ..errors import UsageError
 from .artifact import Artifact
-from .cpu_info import usable_cpus
+from .cpu_info import free_memory, memory_limit, usable_cpus
+from .executors.choose import choose_target, device_free_bytes, is_gpu
 from .plan import BLOCK, blocks_for, slots_for, state_bytes
-from .sizes import parse_size
+from .sizes import parse_size, show_size
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """threads; tokens a step; requests at once; logit rows a step; positions a request; cache blocks; slots for states; instruction-set level ("" picks);
-    whether bfloat16 products keep to the arithmetic of all levels."""
+    """threads; tokens a step; requests at once; logit rows a step; positions a request; cache blocks; slots for states; the target to
+    run; whether bfloat16 products keep to the arithmetic of all CPU levels; `notes` are for a person."""
 
     threads: int
     max_tokens: int
@@ -23,8 +24,9 @@ class RunConfig:
     context: int
     blocks: int
     slots: int
-    isa: str
+    target: str
     portable: bool = False
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def resolve(
@@ -40,14 +42,7 @@ class RunConfig:
         max_rows: int = 64,
     ) -> RunConfig:
         """Raises UsageError for an impossible setting and EnvironmentLacks for a target that is not there."""
-        if target:
-            family, _, level = target.partition(":")
-            if family != "cpu":
-                raise EnvironmentLacks(
-                    f"{artifact.path.name} holds no kernels for {target}",
-                    f"it holds {', '.join(t['name'] for t in artifact.manifest['targets'])}",
-                )
-            isa = isa or level
+        chosen = choose_target(artifact, target, isa)
         usable = usable_cpus()
         count = usable if threads is None else threads
         if not 1 <= count <= 256:
@@ -55,11 +50,41 @@ class RunConfig:
         batch = 64 if max_batch is None else max_batch
         if not 1 <= batch <= 4096:
             raise UsageError(f"--max-batch {batch} is impossible", "give a number from 1 to 4096")
-        context = int(artifact.manifest["model"]["context"])
+        manifest = artifact.manifest
+        context = int(manifest["model"]["context"])
         budget = parse_size(kv_cache) if kv_cache is not None else None
-        slots = slots_for(artifact.manifest, budget, batch)
-        blocks = blocks_for(
-            artifact.manifest, budget - slots * state_bytes(artifact.manifest) if budget is not None else None, batch, context
-        )
+        weights = int(manifest["memory_plan"]["weight_bytes"])
+        if is_gpu(chosen):
+            total = free = device_free_bytes(chosen)
+            free -= weights
+        else:
+            total, free = memory_limit(), free_memory()
+        slots = slots_for(manifest, budget, batch, free)
+        states = slots * state_bytes(manifest)
+        blocks = blocks_for(manifest, budget - states if budget is not None else None, batch, context, free)
+        cache = blocks * max(1, int(manifest["memory_plan"]["cache_bytes_per_block"]))
+        needed = weights + int(manifest["memory_plan"]["buffer_bytes"]) + cache + states
+        if budget is not None and needed > total:
+            room = max(0, total - (needed - cache))
+            raise UsageError(
+                f"--kv-cache {kv_cache}: with {show_size(weights)} of weights it needs {show_size(needed)}, and there are {show_size(total)}",
+                f"give --kv-cache at most {show_size(room)}" if room else "the weights alone fill the memory",
+            )
+        notes = []
+        if budget is not None and cache + states < budget // 2:
+            notes.append(
+                f"of --kv-cache {kv_cache} only {show_size(cache + states)} can be used by {batch} requests of {context} positions"
+            )
         tokens = max(max_tokens, batch)
-        return RunConfig(count, tokens, batch, max(batch, max_rows), min(context, blocks * BLOCK), blocks, slots, isa, portable)
+        return RunConfig(
+            count,
+            tokens,
+            batch,
+            max(batch, max_rows),
+            min(context, blocks * BLOCK),
+            blocks,
+            slots,
+            chosen,
+            portable,
+            tuple(notes),
+        )

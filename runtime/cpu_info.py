@@ -43,3 +43,43 @@ def usable_cpus() -> int:
     except (OSError, ValueError):
         pass
     return count
+
+
+def memory_limit() -> int:
+    """Bytes that this process may use at most: the machine's, or its control group's."""
+    limits = [_meminfo("MemTotal")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limits += _number(path)
+    return min(limits)
+
+
+def free_memory() -> int:
+    """Bytes that are free, within the machine's memory and the control group's limit."""
+    free = _meminfo("MemAvailable")
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        for most, now in zip(_number(limit), _number(used), strict=False):
+            free = min(free, max(most - now, 0))
+    return free
+
+
+def _meminfo(key: str) -> int:
+    try:
+        with open("/proc/meminfo") as stream:
+            for line in stream:
+                if line.startswith(f"{key}:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
+
+
+def _number(path: str) -> list[int]:
+    """The number in a file; none where there is no file, or it says "max"."""
+    try:
+        with open(path) as stream:
+            return [int(stream.read())]
+    except (OSError, ValueError):
+        return []

@@ -35,15 +35,15 @@ def memory_table(manifest: dict[str, Any]) -> list[dict[str, int]]:
     return [{"requests": r, "context": c, "bytes": total_bytes(manifest, r, c)} for r in REQUESTS for c in contexts]
 
 
-def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, context: int) -> int:
-    """Cache blocks within a budget in bytes (default: for max_batch requests, as far as half of the free memory goes).
+def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, context: int, free_bytes: int) -> int:
+    """Cache blocks within a budget in bytes (default: for max_batch requests, as far as half of `free_bytes` goes).
 
     Raises UsageError when not even one request of one block fits: an impossible setting is an error at the start.
     """
     per_block = max(1, int(manifest["memory_plan"]["cache_bytes_per_block"]))
     enough = max_batch * -(-context // BLOCK)
     if budget is None:
-        return max(1 + -(-context // BLOCK), min(enough, _free_bytes() // 2 // per_block))
+        return max(1 + -(-context // BLOCK), min(enough, max(free_bytes, 0) // 2 // per_block))
     blocks = budget // per_block
     if blocks < 2:
         raise UsageError(
@@ -53,27 +53,16 @@ def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, con
     return int(min(blocks, enough))
 
 
-def slots_for(manifest: dict[str, Any], budget: int | None, max_batch: int) -> int:
+def slots_for(manifest: dict[str, Any], budget: int | None, max_batch: int, free_bytes: int) -> int:
     """Slots for recurrent states: one for each of max_batch requests and as many for snapshots of prefixes, within half of the
-    budget (default: of half of the free memory). 0 for a model without such states. Raises UsageError when not one fits."""
+    budget (default: of half of `free_bytes`). 0 for a model without such states. Raises UsageError when not one fits."""
     size = state_bytes(manifest)
     if size == 0:
         return 0
-    most = (_free_bytes() // 2 if budget is None else budget) // 2 // size
+    most = (max(free_bytes, 0) // 2 if budget is None else budget) // 2 // size
     if most < 1 and budget is not None:
         raise UsageError(
             f"a cache of {budget} bytes holds no request: the states of one take {size} bytes, half of it",
             f"give --kv-cache at least {2 * size} bytes",
         )
     return max(1, min(most, 2 * max_batch))
-
-
-def _free_bytes() -> int:
-    try:
-        with open("/proc/meminfo") as stream:
-            for line in stream:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30

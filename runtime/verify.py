@@ -40,7 +40,7 @@ def check_canary(artifact: Artifact) -> list[Check]:
     canary = artifact.manifest["canary"]
     if not canary:
         return [Check("canary", True, "none: the artifact has no weights, or was compiled where it could not run")]
-    held = {t["isa"] for t in artifact.manifest["targets"]}
+    held = {t["isa"] for t in artifact.manifest["targets"] if t["name"].startswith("cpu:")}
     levels = [name for name in available_levels() if name in held]
     if not levels:
         return [Check("canary", True, "not run: no target of the file runs on this machine")]
@@ -63,13 +63,16 @@ def sign(artifact: Path, private_key: Path, out: Path) -> None:
     """Write a detached signature of the file. Raises InputError for an unusable key, EnvironmentLacks without the library."""
     signing = _library()
     _need(private_key, "private key")
+    hint = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     try:
+        if not isinstance(load_pem_private_key(private_key.read_bytes(), None), EllipticCurvePrivateKey):
+            raise InputError(f"{private_key} is not an elliptic-curve key", hint)
         signing.signing.Config().use_elliptic_key_signer(private_key=private_key).sign(artifact, out)
     except (ValueError, TypeError, OSError) as error:
-        raise InputError(
-            f"{private_key} is not a usable private key: {error}",
-            "make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
-        ) from error
+        raise InputError(f"{private_key} is not a usable private key: {error}", hint) from error
 
 
 def check_signature(artifact: Path, signature: Path, public_key: Path) -> Check:
@@ -77,10 +80,12 @@ def check_signature(artifact: Path, signature: Path, public_key: Path) -> Check:
     signing = _library()
     _need(signature, "signature")
     _need(public_key, "public key")
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        load_pem_public_key(public_key.read_bytes())
+        if not isinstance(load_pem_public_key(public_key.read_bytes()), EllipticCurvePublicKey):
+            raise ValueError("it is not an elliptic-curve key")
     except (ValueError, OSError) as error:
         raise InputError(
             f"{public_key} is not a usable public key: {error}", "make one with: openssl ec -in key.pem -pubout"

@@ -63,6 +63,9 @@ def catalog() -> dict[str, type[Op]]:
     return found
 
 
+ATTRIBUTE_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
 def make_op(name: str, attributes: dict[str, object]) -> Op:
     """Construct an op from its name and attributes; raises VerifyError on an unknown name or attribute."""
     cls = catalog().get(name)
@@ -72,4 +75,14 @@ def make_op(name: str, attributes: dict[str, object]) -> Op:
     for key in attributes:
         if key not in known:
             raise VerifyError(f"op {name} has no attribute {key!r}", nearest(key, sorted(known)))
+    for field in fields(cls):
+        kind = str(field.type)
+        if field.name in attributes and kind in ATTRIBUTE_TYPES and not _is_a(attributes[field.name], kind):
+            raise VerifyError(f"op {name}: {field.name} is {attributes[field.name]!r}, not of the type {kind}")
     return cls(**attributes)
+
+
+def _is_a(value: object, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "bool"
+    return isinstance(value, ATTRIBUTE_TYPES[kind])
