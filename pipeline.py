@@ -151,7 +151,12 @@ def compile(
     _enforce_strict(settings, emitted.fallbacks)
     with progress.stage("codegen", f"Compiling kernels for {', '.join(targets.names)}"):
         files, entries = emitted.build(targets, settings.cc, progress.each)
-    notes: list[str] = []
+    notes: list[str] = list(stored.notes) if stored is not None else []
+    if stored is not None and stored.dense:
+        reasons: dict[str, int] = {}
+        for why in stored.dense.values():
+            reasons[why] = reasons.get(why, 0) + 1
+        notes += [f"{count} stored weights are used dequantized: {why}" for why, count in sorted(reasons.items())]
     with progress.stage("quantize", "Quantizing and packing weights"):
         from .runtime.artifact import WeightsFile
 

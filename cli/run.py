@@ -65,6 +65,8 @@ def command(
             f"{name}: {model.config.target}, {model.config.threads} threads, {model.config.blocks * 32} positions of cache, {model.config.max_batch} requests at once",
             err=True,
         )
+        for note in model.config.notes:
+            click.echo(f"note: {note}", err=True)
         if model.tokenizer.available:
             _ = model.tokenizer.inner
         serve(Server(model, name, api_key or ""), listener, drain)

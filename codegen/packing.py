@@ -34,7 +34,18 @@ LEVEL_KINDS = {
 }
 FLOAT_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024}
 DOT_ACTIVATIONS = 2  # the rounding mode of int8 activations
-ROUNDING = {"bf16": 1, "int8": DOT_ACTIVATIONS, "int8-asym": 3, "fp8": 4, "fp8-g128": 5, "mxfp8": 6, "mxfp4": 7, "nvfp4": 8}
+ROUNDING = {
+    "bf16": 1,
+    "int8": DOT_ACTIVATIONS,
+    "int8-asym": 3,
+    "fp8": 4,
+    "fp8-g128": 5,
+    "mxfp8": 6,
+    "mxfp4": 7,
+    "nvfp4": 8,
+    "int8-static": 9,
+    "fp8-static": 10,
+}
 
 
 def kind_of(scheme: Scheme) -> Kind:

@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -431,7 +431,17 @@ def _bind_folder(checkpoint: Checkpoint, model: PreTrainedModel) -> BoundWeights
         outputs = [renamed.replace(targets[0], t) for t in targets] if len(targets) > 1 else [renamed]
         for output in outputs:
             readers[output] = partial(convert, renamed, members, output)
+    from transformers.pytorch_utils import Conv1D
+
+    for module_name, module in model.named_modules():  # holds its weight with K before N; tools that quantize it do not
+        name = f"{module_name}.weight"
+        if isinstance(module, Conv1D) and any(member in checkpoint.stored for member, _ in groups.get(name, [])):
+            readers[name] = partial(_transposed, readers[name])
     return BoundWeights(checkpoint.source, readers, {k: tuple(v.shape) for k, v in state.items()}, _tied(model))
+
+
+def _transposed(read: Callable[[], torch.Tensor]) -> torch.Tensor:
+    return read().T.contiguous()
 
 
 _EXPERT = re.compile(r"(\.experts\.\d+\.)(gate_proj|down_proj|up_proj)(\.weight)$")
@@ -466,6 +476,22 @@ def _shared(reader: Any) -> Iterator[None]:
         gguf.GGUFReader = original
 
 
+NEWER_TYPES = {42: ("Q2_0", 64, 18)}
+"""Types of GGUF blocks that gguf-py does not know yet: name, values and bytes of one."""
+
+
+def _know_newer_types() -> None:
+    import gguf
+
+    kinds = gguf.GGMLQuantizationType
+    for number, (name, values, size) in NEWER_TYPES.items():
+        if number not in kinds._value2member_map_:
+            made = int.__new__(kinds, number)
+            made._name_, made._value_ = name, number
+            kinds._member_map_[name] = kinds._value2member_map_[number] = made
+            gguf.GGML_QUANT_SIZES[made] = (values, size)
+
+
 def _open_gguf(path: Path) -> Checkpoint:
     import gguf
     import torch
@@ -473,6 +499,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     from transformers import AutoConfig
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+    _know_newer_types()
     try:
         reader = GGUFReader(path)
         with _shared(reader):
@@ -494,7 +521,8 @@ def _open_gguf(path: Path) -> Checkpoint:
     for key, name in GGUF_FACTS.items():  # what transformers leaves at its default
         fact = reader.fields.get(f"{architecture}.{key}")
         if fact is not None and hasattr(config, name) and name not in parsed["config"]:
-            setattr(config, name, int(fact.contents()))
+            with suppress(AttributeError):  # some configurations compute it
+                setattr(config, name, int(fact.contents()))
     config.tie_word_embeddings = all(t.name != "output.weight" for t in reader.tensors)
 
     def read(index: int) -> torch.Tensor:

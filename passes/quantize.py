@@ -25,8 +25,8 @@ MOVES = ("cast", "concat", "expand", "permute", "slice", "view")  # what leaves 
 class Quantize(Pass):
     """`scheme` for every linear ("" leaves it as it is), then `rules` (GLOB of module names, scheme), the last match winning.
 
-    Under an integer scheme the head and the embedding tables get int8 per channel, and routers stay as they are, unless a rule
-    names them. Weights that are tied share one scheme. Raises UsageError for a rule that matches nothing, or that gives two
+    Under an integer scheme the head and the embedding tables get int8 per channel, under other coded ones they stay as they are, and
+    so do routers, unless a rule names them. Weights that are tied share one scheme. Raises UsageError for a rule that matches nothing, or that gives two
     schemes to tied weights. Without a `scheme`, weights whose parameters `stored` names keep their codes; `activations` are then
     what they are multiplied by, unless it is "" and the checkpoint, or the weight's dtype, says. `cache` has the steps of stored
     keys and values by the attention's module, where the checkpoint fixes them.
@@ -72,6 +72,12 @@ class Quantize(Pass):
                     chosen = Scheme("int8", activations=default.activations)
                 elif node.output.name in gates:
                     chosen = None
+            elif (
+                default is not None
+                and default.is_coded
+                and (isinstance(node.op, Embedding) or is_head(node) or node.output.name in gates)
+            ):
+                chosen = None
             elif default is not None and isinstance(node.op, Embedding) and default.activations:
                 chosen = replace(default, activations="")
             if default is None:

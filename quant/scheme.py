@@ -14,7 +14,21 @@ WEIGHTS = (*FLOATS, *INTEGERS, *CODED)
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "mxfp4": 4, "mxfp8": 8, "nvfp4": 4, "nf4": 4, "iq4": 4}
 FIXED_GROUP = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
 ALIASES = {"int4": "int4:g64/bf16", "int8": "int8:channel/int8", "fp8": "fp8_e4m3:channel/fp8"}
-ACTIVATIONS = ("f32", "f16", "bf16", "int8", "int8-asym", "fp8", "fp8-g128", "mxfp8", "mxfp4", "nvfp4")
+ACTIVATIONS = (
+    "f32",
+    "f16",
+    "bf16",
+    "int8",
+    "int8-asym",
+    "int8-static",
+    "fp8",
+    "fp8-g128",
+    "fp8-static",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4",
+)
+STATIC = ("int8-static", "fp8-static")  # by one step for the tensor, which the checkpoint fixes
 GROUPS = (16, 32, 64, 128)
 GRANULARITIES = ("g16", "g32", "g64", "g128", "channel", "tensor", "block128", "asym")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..errors import CheckpointError
 from .scheme import INTEGERS, Scheme
 
 
@@ -19,7 +20,7 @@ class Stored:
     scales [N, G] float32, exact; zeros [N, G] whole numbers in units of codes, or `offsets` [N, G] float32 that are added
     instead, or neither for the scheme's own; `across` says that the parameter itself, and `dense`, have K before N; groups [K] int64 names each input's group where that is not k // group (GPTQ's
     act-order); `input_scale` is the tensor scale of nvfp4 activations. `scheme` is None where no kernel knows what the codes
-    mean: the weight is then used dense, for the reason that `why` gives.
+    mean: the weight is then used dense, for the reason that `why` gives. `note` tells a person what is computed otherwise than the tool does.
     """
 
     dense: Callable[[], torch.Tensor]
@@ -32,6 +33,7 @@ class Stored:
     input_scale: float | None = None
     across: bool = False
     why: str = ""
+    note: str = ""
 
     def reshaped(self, shape: tuple[int, ...]) -> Stored:
         """Rows [N, K] as [E, N, K] or whatever shape the tensor has."""
@@ -45,6 +47,7 @@ class Stored:
         if self.scheme is None or self.codes is None or self.scales is None:
             return self
         scheme = self.scheme
+        self._check_shapes(scheme)
         if scheme.group and scheme.group != 16 and scheme.group % 32:
             return Stored(self.dense, why=f"no kernel takes groups of {scheme.group}")
         if scheme.is_integer and scheme.kind not in INTEGERS:
@@ -58,6 +61,21 @@ class Stored:
         order = hashlib.sha256(self.groups.numpy().tobytes()).hexdigest()[:8] if self.groups is not None else ""
         scheme = replace(scheme, stored=True, wide=wide, offset=self.offsets is not None, order=order)
         return replace(self, scheme=scheme, zeros=zeros)
+
+    def _check_shapes(self, scheme: Scheme) -> None:
+        assert self.codes is not None and self.scales is not None
+        *lead, k = self.codes.shape
+        wanted = (*lead, -(-k // scheme.group) if scheme.group else 1)
+        for name in ("scales", "zeros", "offsets"):
+            part = getattr(self, name)
+            if part is not None and tuple(part.shape) != wanted:
+                raise CheckpointError(
+                    f"{name} of the shape {list(part.shape)} do not fit codes {list(self.codes.shape)} in groups of {scheme.group or k}"
+                )
+        if self.groups is not None and scheme.group and not bool((torch.bincount(self.groups)[:-1] == scheme.group).all()):
+            raise CheckpointError(
+                f"its groups are not of {scheme.group} inputs each", "config.json and the weights do not belong together"
+            )
 
     def view(self, name: str) -> torch.Tensor:
         """codes, scales, zeros, offsets or groups with one entry a weight, [N, K] or [E, N, K], so that they move as the weight does."""

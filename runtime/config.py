@@ -64,10 +64,10 @@ class RunConfig:
         blocks = blocks_for(manifest, budget - states if budget is not None else None, batch, context, free)
         cache = blocks * max(1, int(manifest["memory_plan"]["cache_bytes_per_block"]))
         needed = weights + int(manifest["memory_plan"]["buffer_bytes"]) + cache + states
-        if budget is not None and needed > total:
+        if budget is not None and max(needed, budget) > total:
             room = max(0, total - (needed - cache))
             raise UsageError(
-                f"--kv-cache {kv_cache}: with {show_size(weights)} of weights it needs {show_size(needed)}, and there are {show_size(total)}",
+                f"--kv-cache {kv_cache} is more than there is: with {show_size(weights)} of weights it needs {show_size(needed)}, and there are {show_size(total)}",
                 f"give --kv-cache at most {show_size(room)}" if room else "the weights alone fill the memory",
             )
         notes = []

@@ -20,10 +20,11 @@ from llmc.compiler.ir.ops.view import View
 from llmc.compiler.ir.rewrite import Rewriter
 from llmc.compiler.ir.types import Sym, TensorType
 from llmc.compiler.ir.verify import verify
-from llmc.runtime.artifact import SCHEMA, WeightsFile, open_artifact, write_artifact
+from llmc.runtime.artifact import WeightsFile, open_artifact, write_artifact
 from llmc.runtime.blocks import BLOCK
 from llmc.runtime.cpu_info import available_levels
 from llmc.runtime.executors.cpu import Batch, CpuExecutor
+from manifests import BASE
 
 TOKENS = 128
 """Rows of the tables that stand for activations: token i reads row i."""
@@ -85,13 +86,9 @@ class Program:
             weights.add(name, packed)
         member = f"kernels/cpu/{level}/step.so"
         manifest = {
-            "schema": SCHEMA,
-            "llmc": "",
-            **{k: {} for k in ("source", "toolchain", "conformance", "canary", "quant", "recipe")},
-            **{k: [] for k in ("fallbacks", "notes")},
-            "memory_plan": dict.fromkeys(("weight_bytes", "cache_bytes_per_block", "buffer_bytes"), 0),
-            "model": {"vocab": graph.outputs[0].type.shape[-1], "context": 1 << 20},
-            "targets": [{"name": f"cpu:{level}", "isa": level, "member": member}],
+            **BASE,
+            "model": {**BASE["model"], "vocab": graph.outputs[0].type.shape[-1], "context": 1 << 20},
+            "targets": [{"name": f"cpu:{level}", "isa": level, "member": member, "bytes": 0, "kernels": []}],
             "weights": [list(w) for w in weights.listed],
         }
         path = folder / f"{level}.llmc"

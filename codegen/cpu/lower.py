@@ -21,7 +21,7 @@ from ...compiler.ir.ops.rope import Rope
 from ...compiler.ir.ops.rope_table import RopeTable
 from ...compiler.ir.types import Sym, product
 from ...errors import UnsupportedError
-from ...quant.scheme import Scheme, parse_scheme
+from ...quant.scheme import STATIC, Scheme, parse_scheme
 from ..layout import Buffer, c_dim
 from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import ROUNDING, Kind, kind_of, tile_bytes
@@ -191,7 +191,7 @@ class CpuLowering(Lowering):
             if scheme.order
             else "NULL"
         )
-        own = scheme.stored and scheme.activations == "nvfp4"
+        own = scheme.stored and scheme.activations in ("nvfp4", *STATIC)
         scale = (
             add("global", self.weight(WeightSpec(f"{weight.name}.input_scale", "input_scale", (weight,), scheme)))
             if own

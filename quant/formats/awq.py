@@ -7,16 +7,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...errors import UnsupportedError
+from ...errors import CheckpointError, UnsupportedError
 from ..algorithms.rtn import Codes
 from ..scheme import Scheme, integer_scheme
 from ..stored import Stored
 from .bits import pack_words, spread, unpack_words
 from .format import Format, Parts
+from .marlin import read_marlin
 from .writer import Writer, one_scheme, zero_points
 
 GEMM_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where outputs 0 … 7 lie in a word
-VERSIONS = ("gemm", "gemv", "gemv_fast", "llm-awq")
+VERSIONS = ("gemm", "gemv", "gemv_fast", "llm-awq", "marlin", "exllama", "exllamav2", "ipex")
+AS_GEMM = ("gemm", "exllama", "exllamav2", "ipex")  # kernels that take the gemm layout from disk
 
 
 class Awq(Format):
@@ -36,8 +38,10 @@ class Awq(Format):
             raise UnsupportedError(
                 f"AWQ checkpoints of the version {version} with {bits} bits are not supported", "save it as gemm"
             )
+        if version == "marlin":
+            return read_marlin(weight, *self.need(weight, parts, "qweight", "scales"))
         qweight, qzeros, scales = self.need(weight, parts, "qweight", "qzeros", "scales")
-        if version == "gemm":
+        if version in AS_GEMM:
             codes, zeros, scales = _columns(qweight).T, _columns(qzeros).T, scales.T
         elif version == "gemv":
             codes = unpack_words(qweight, 4)
@@ -49,6 +53,10 @@ class Awq(Format):
         if version == "gemv":
             zeros, scales = unpack_words(qzeros, 4)[:, :groups], scales[:, :groups]
         scales = scales.float()
+        if scales.shape != (codes.shape[0], groups) or zeros.shape != scales.shape:
+            raise CheckpointError(
+                f"scales {list(scales.shape)} and zero points {list(zeros.shape)} do not fit {list(codes.shape)} codes in groups of {size}"
+            )
 
         def dense() -> torch.Tensor:
             return (codes - spread(zeros, size, k)).float() * spread(scales, size, k)
@@ -62,6 +70,8 @@ class Awq(Format):
         _n, k = codes.shape
         size = k if size < 0 else size
         groups = -(-k // size)
+        if scales.ndim != 2 or scales.shape[0] < groups or scales.shape[0] >= 2 * max(groups, 8) or scales.shape != qzeros.shape:
+            raise CheckpointError(f"scales {list(scales.shape)} do not fit {list(codes.shape)} codes in groups of {size}")
         scale, offset = scales[:groups].T.float(), qzeros[:groups].T.float()
 
         def dense() -> torch.Tensor:

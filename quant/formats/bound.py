@@ -27,7 +27,8 @@ class BoundStored:
 
     def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         self._read = checkpoint.stored
-        self._known: dict[str, tuple[Scheme, torch.Size, float | None]] = {}
+        self._known: dict[str, tuple[Scheme, tuple[int, ...], float | None]] = {}
+        self.notes: list[str] = []
         self.dense: dict[str, str] = {}
         self._numbers: dict[Scheme, int] = {}
         for name, read in checkpoint.stored.items():
@@ -36,7 +37,10 @@ class BoundStored:
                 self.dense[name] = stored.why
                 continue
             assert stored.codes is not None
-            self._known[name] = (stored.scheme, stored.codes.shape, stored.input_scale)
+            *lead, n, k = stored.codes.shape
+            self._known[name] = (stored.scheme, (*lead, k, n) if stored.across else (*lead, n, k), stored.input_scale)
+            if stored.note and stored.note not in self.notes:
+                self.notes.append(stored.note)
             self._numbers.setdefault(stored.scheme, len(self._numbers))
         self._bound: dict[str, BoundWeights] = {}
         if self._known:
@@ -48,7 +52,7 @@ class BoundStored:
     def _view(self, name: str, view: str) -> torch.Tensor:
         scheme, shape, _ = self._known[name]
         if view == "number":
-            return torch.full(shape, self._numbers[scheme], dtype=torch.int32)
+            return torch.full(shape, self._numbers[scheme], dtype=torch.int32)  # in the order of the parameter
         return self._read[name]().settled().view(view)
 
     def scheme(self, name: str) -> Scheme | None:

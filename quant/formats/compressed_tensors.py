@@ -24,6 +24,7 @@ ACTIVATIONS = {
     ("int", 8, "token"): "int8", ("float", 8, "token"): "fp8", ("float", 8, "group", 128): "fp8-g128", ("float", 8, "group", 32): "mxfp8",
     ("float", 4, "group", 32): "mxfp4", ("float", 4, "tensor_group", 16): "nvfp4",
 }  # fmt: skip
+STATIC = {("int", 8): "int8-static", ("float", 8): "fp8-static"}
 
 
 class CompressedTensors(Format):
@@ -72,17 +73,46 @@ class CompressedTensors(Format):
         raise CheckpointError(f"no quantization group of config.json targets {module}")
 
     def read(self, weight: str, parts: Parts) -> Stored:
+        self._refuse_transforms()
         group = self.group_of(weight.removesuffix(".weight"))
         stored = self._weights(weight, parts, group)
         inputs = group.get("input_activations")
         if stored.scheme is None or not inputs:
             return stored
-        key = (str(inputs.get("type")), int(inputs.get("num_bits", 0)), str(inputs.get("strategy")))
+        number = (str(inputs.get("type")), int(inputs.get("num_bits", 0)))
+        key = (*number, str(inputs.get("strategy")))
         kind = ACTIVATIONS.get(key) or ACTIVATIONS.get((*key, int(inputs.get("group_size") or 0)))
-        if kind is None or not inputs.get("dynamic") or not inputs.get("symmetric", True):
-            return stored  # static scales, and numbers that no kernel rounds to: the activations stay as they are
-        scale = float(parts["input_global_scale"]()) if kind == "nvfp4" else None
-        return replace(stored, scheme=stored.scheme.with_activations(kind), input_scale=scale)
+        symmetric, dynamic = bool(inputs.get("symmetric", True)), inputs.get("dynamic")
+        if dynamic and key[2] == "tensor" and symmetric and (*number, "token") in ACTIVATIONS:
+            note = "activations that the checkpoint scales by the tensor are scaled by the token: a request's result must not depend on others"
+            return replace(stored, scheme=stored.scheme.with_activations(ACTIVATIONS[*number, "token"]), note=note)
+        if dynamic and kind == "int8" and not symmetric:
+            return replace(stored, scheme=stored.scheme.with_activations("int8-asym"))
+        if not dynamic and key[2] == "tensor" and symmetric and number in STATIC and "input_scale" in parts:
+            scale = float(parts["input_scale"]().float().flatten()[0])
+            return replace(stored, scheme=stored.scheme.with_activations(STATIC[number]), input_scale=scale)
+        if kind is None or not dynamic or not symmetric:
+            said = f"{'dynamic' if dynamic else 'static'} {number[1]}-bit {number[0]} by the {key[2]}{'' if symmetric else ', asymmetric'}"
+            return replace(
+                stored,
+                note=f"activations stay in the model's dtype: no kernel rounds them to what the checkpoint asks for ({said})",
+            )
+        scale_of = float(parts["input_global_scale"]()) if kind == "nvfp4" else None
+        return replace(stored, scheme=stored.scheme.with_activations(kind), input_scale=scale_of)
+
+    def _refuse_transforms(self) -> None:
+        """Raise UnsupportedError for what would change the values and is not applied here."""
+        transforms = (self.config.get("transform_config") or {}).get("config_groups") or {}
+        places = {str(a.get("location")) for t in transforms.values() for a in t.get("apply", ())}
+        online = places - {"weight_input", "weight_output"}
+        if online:
+            raise UnsupportedError(
+                f"compressed-tensors with rotations at run time ({', '.join(sorted(online))}) is not supported",
+                "save it with rotations folded into the weights",
+            )
+        sparse = str((self.config.get("sparsity_config") or {}).get("format") or "dense")
+        if sparse != "dense":
+            raise UnsupportedError(f"compressed-tensors with sparse weights ({sparse}) is not supported", "save it dense")
 
     def _weights(self, weight: str, parts: Parts, group: Mapping[str, Any]) -> Stored:
         settings = group.get("weights") or {}
@@ -137,8 +167,10 @@ class CompressedTensors(Format):
 
             if codes.dtype != torch.float8_e4m3fn:
                 return Stored(dense, why=f"its codes are {codes.dtype}")
-            scales = full[:, :: 128 if block else k].float().contiguous()
-            return Stored(dense, Scheme("fp8_e4m3", 128 if block else 0), codes.view(torch.uint8), scales)
+            count = scale.shape[1] if scale.ndim == 2 else 1
+            size = -(-k // count) if count > 1 else 0
+            scales = full[:, :: size or k].float().contiguous()
+            return Stored(dense, Scheme("fp8_e4m3", size), codes.view(torch.uint8), scales)
         zeros = None
         if "weight_zero_point" in parts:
             zeros = parts["weight_zero_point"]().int() + (1 << (bits - 1))
@@ -187,9 +219,12 @@ def _affine(
 def _expanded(scale: torch.Tensor, n: int, k: int, block: Any) -> torch.Tensor:
     """One scale a weight."""
     if block:
-        rows, cols = block
+        rows, cols = (int(b) for b in (block.lower().split("x") if isinstance(block, str) else block))
         return scale.repeat_interleave(rows, 0)[:n].repeat_interleave(cols, 1)[:, :k]
-    return (scale.reshape(-1, 1) if scale.ndim < 2 else scale).expand(n, k)
+    scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
+    if scale.shape[1] > 1:
+        scale = scale.repeat_interleave(-(-k // scale.shape[1]), 1)[:, :k]
+    return scale.expand(n, k)
 
 
 def _micro(codes: torch.Tensor, table: torch.Tensor, scale: torch.Tensor, kind: str) -> Stored:

@@ -17,7 +17,7 @@ class Fp8(Format):
     """weight [N, K] float8_e4m3fn; weight_scale_inv [N/B, K/B], one a channel, or one: the value is their product in float32."""
 
     name: ClassVar[str] = "fp8"
-    suffixes: ClassVar[tuple[str, ...]] = ("weight", "weight_scale_inv", "activation_scale", "input_scale")
+    suffixes: ClassVar[tuple[str, ...]] = ("weight", "weight_scale_inv", "weight_scale", "activation_scale", "input_scale")
 
     @classmethod
     def recognizes(cls, config: Mapping[str, Any], names: frozenset[str]) -> bool:
@@ -31,10 +31,11 @@ class Fp8(Format):
         return found if found is not None else (name, "weight")
 
     def complete(self, parts: Parts) -> bool:
-        return "weight_scale_inv" in parts
+        return "weight_scale_inv" in parts or "weight_scale" in parts
 
     def read(self, weight: str, parts: Parts) -> Stored:
-        codes, scale = self.need(weight, parts, "weight", "weight_scale_inv")
+        named = "weight_scale" if "weight_scale" in parts else "weight_scale_inv"  # AutoFP8 and vLLM use the first
+        codes, scale = self.need(weight, parts, "weight", named)
         scale = powers_of_two(scale) if scale.dtype == torch.float8_e8m0fnu else scale.float()
         block = self.config.get("weight_block_size")
         *_, n, k = codes.shape

@@ -149,6 +149,11 @@ def _q1_0(raw: Blocks) -> Any:
     return Scheme("int2", 128, True), _bits(raw[:, 2:]) * 2, d, -d
 
 
+def _q2_0(raw: Blocks) -> Any:
+    d = _half(raw, 0)
+    return Scheme("int2", 64, True), _quarters_of_words(raw[:, 2:]), d, -d
+
+
 def _tq2_0(raw: Blocks) -> Any:
     d = _half(raw, 64).expand(-1, 2)
     return Scheme("int2", 128, True), _quarters(raw[:, :64], 32), d, -d
@@ -156,6 +161,6 @@ def _tq2_0(raw: Blocks) -> Any:
 
 READERS: dict[str, Callable[[Blocks], Any]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k,
-    "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4, "TQ2_0": _tq2_0, "NVFP4": _nvfp4, "Q1_0": _q1_0,
+    "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4, "TQ2_0": _tq2_0, "NVFP4": _nvfp4, "Q1_0": _q1_0, "Q2_0": _q2_0,
 }  # fmt: skip
-OWN_VALUES = ("Q1_0",)
+OWN_VALUES = ("Q1_0", "Q2_0")

@@ -14,9 +14,10 @@ from ..scheme import Scheme, integer_scheme
 from ..stored import Stored
 from .bits import pack_stream, unpack_stream
 from .format import Format, Parts
+from .marlin import read_marlin
 from .writer import Writer, zero_points
 
-FORMATS = ("", "gptq", "gptq_v2")
+FORMATS = ("", "gptq", "gptq_v2", "marlin")
 
 
 class Gptq(Format):
@@ -26,7 +27,7 @@ class Gptq(Format):
     """
 
     name: ClassVar[str] = "gptq"
-    suffixes: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
+    suffixes: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx", "B", "s", "workspace")
 
     @classmethod
     def recognizes(cls, config: Mapping[str, Any], names: frozenset[str]) -> bool:
@@ -39,17 +40,27 @@ class Gptq(Format):
         return {**self.config, **found} if isinstance(found, dict) else self.config
 
     def read(self, weight: str, parts: Parts) -> Stored:
-        form = str(self.config.get("checkpoint_format") or "")
+        by_optimum = any(
+            str(q).startswith("optimum") for q in (self.config.get("meta") or {}).get("quantizer", ())
+        )  # its `format` is not what it saves
+        form = str(self.config.get("checkpoint_format") or ("" if by_optimum else self.config.get("format")) or "")
+        form = "marlin" if self.config.get("is_marlin_format") else form
         if form not in FORMATS:
             raise UnsupportedError(f"GPTQ checkpoints in the {form} format are not supported", "save it as gptq")
+        if form == "marlin":
+            return read_marlin(weight, *self.need(weight, parts, *(("B", "s") if "B" in parts else ("qweight", "scales"))))
         config = self._settings(weight.removesuffix(".weight"))
         bits = int(config["bits"])
+        if bits not in (2, 3, 4, 5, 6, 7, 8):
+            raise UnsupportedError(f"GPTQ weights of {bits} bits are not supported")
         qweight, qzeros, scales = self.need(weight, parts, "qweight", "qzeros", "scales")
         codes = unpack_stream(qweight.T.contiguous(), bits)
         n, k = codes.shape
         groups = parts["g_idx"]().long() if "g_idx" in parts else None
         size = int(config.get("group_size", -1))
         size = k if size < 0 else size
+        if size == 0:
+            raise CheckpointError("config.json says groups of 0 inputs")
         plain = torch.arange(k) // size
         if groups is None or torch.equal(groups, plain):
             groups = None

@@ -30,6 +30,8 @@ class Hqq(Format):
         packed, scale, zero, shape, bits, axis = self.need(weight, parts, "W_q", "scale", "zero", "shape", "nbits", "axis")
         if any(int(parts[name]().flatten()[0]) for name in ("quant_scale", "quant_zero") if name in parts):
             raise UnsupportedError(f"{weight}: HQQ with quantized scales or zero points is not supported")
+        if "view_as_float" in parts and packed.is_floating_point():
+            packed = packed.view(torch.int32 if int(bits) == 3 else torch.uint8)
         n, k = (int(v) for v in shape)
         size = int(parts["group_size"]()) if "group_size" in parts and parts["group_size"]().numel() else 0
         across = int(axis) == 0
@@ -57,8 +59,10 @@ class Hqq(Format):
 
 def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes of [rows, columns] packed in stripes of rows, the first stripe in the highest bits."""
-    if bits == 8:
+    if bits in (5, 6, 7, 8):  # a byte each
         return packed.view(torch.uint8)
+    if bits not in (1, 2, 3, 4):
+        raise UnsupportedError(f"HQQ weights of {bits} bits are not supported")
     count = {4: 2, 2: 4, 1: 8, 3: 10}[bits]
     wide = packed.long() & (0xFFFFFFFF if bits == 3 else 0xFF)
     top = bits * (count - 1)

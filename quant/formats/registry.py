@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from ...compiler.checkpoint import Checkpoint
 from ...compiler.checkpoint import open_checkpoint as open_plain
-from ...errors import UnsupportedError
+from ...errors import CheckpointError, LlmcError, UnsupportedError
 from ..stored import Stored
 from .awq import Awq, AwqWriter
 from .bitsandbytes import BitsAndBytes
@@ -59,7 +59,7 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, weig
     stored: dict[str, Callable[[], Stored]] = {}
     for weight, parts in grouped.items():
         if form.complete(parts):
-            stored[weight] = partial(form.read, weight, parts)
+            stored[weight] = partial(_read, str(source), form, weight, parts)
             plain[weight] = partial(_dense, stored[weight])
         elif "weight" in parts:
             plain[weight] = parts["weight"]
@@ -83,6 +83,37 @@ def _with_blocks(checkpoint: Checkpoint) -> Checkpoint:
         readers={n: partial(values, n) if n in checkpoint.stored else r for n, r in checkpoint.readers.items()},
         stored={n: partial(read, n) for n in checkpoint.stored},
     )
+
+
+BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+"""What reading damaged parts ends in."""
+
+
+def _read(source: str, form: Format, weight: str, parts: Mapping[str, Callable[[], torch.Tensor]]) -> Stored:
+    """A stored weight; whatever its parts or the configuration make a format stumble over is a CheckpointError."""
+
+    def damaged(error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{source}: the {form.name} weight {weight} cannot be read: {error}",
+            "the checkpoint is damaged, or its config.json is not its own",
+        )
+
+    try:
+        stored = form.read(weight, parts).settled()
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {weight}: {error.message}", error.hint) from error
+    except LlmcError:
+        raise
+    except BROKEN as error:
+        raise damaged(error) from error
+
+    def dense() -> torch.Tensor:
+        try:
+            return stored.dense()
+        except BROKEN as error:
+            raise damaged(error) from error
+
+    return replace(stored, dense=dense)
 
 
 def _dense(read: Callable[[], Stored]) -> torch.Tensor:

@@ -84,6 +84,18 @@ HOSTILE = {
     "a negative memory plan": lambda m: {**m, "memory_plan": dict.fromkeys(m["memory_plan"], -1)},
     "no memory plan": lambda m: {**m, "memory_plan": {}},
     "a canary that is none": lambda m: {**m, "canary": [1]},
+    "a canary without sequences": lambda m: {**m, "canary": {"sequences": 5}},
+    "a canary outside the vocabulary": lambda m: {**m, "canary": {**m["canary"], "sequences": [[1 << 30], [1]]}},
+    "a source without a hash": lambda m: {**m, "source": {}},
+    "a model without an architecture": lambda m: {**m, "model": {k: v for k, v in m["model"].items() if k != "architecture"}},
+    "parameters that are text": lambda m: {**m, "model": {**m["model"], "parameters": "x"}},
+    "a context without end": lambda m: {**m, "model": {**m["model"], "context": 2**70}},
+    "an end token that is none": lambda m: {**m, "model": {**m["model"], "eos_token_id": 1.5}},
+    "a toolchain that is none": lambda m: {**m, "toolchain": {"compiler": None}},
+    "kernels without names": lambda m: {**m, "targets": [{**t, "kernels": [{}]} for t in m["targets"]]},
+    "targets without kernels": lambda m: {**m, "targets": [{**t, "kernels": None} for t in m["targets"]]},
+    "a level that nobody knows": lambda m: {**m, "targets": [{**m["targets"][0], "isa": "bogus"}]},
+    "a cache of no dtype": lambda m: {**m, "model": {k: v for k, v in m["model"].items() if k != "kv_dtype"}},
 }
 
 

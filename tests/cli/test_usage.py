@@ -92,6 +92,9 @@ def test_an_unknown_name_is_2_and_names_the_nearest(fails, source, artifact, her
         ["eval", "ART", "--text", "SELF", "--window", "9999"], ["eval", "ART", "--text", "a", "--fail-if", "nll"], ["eval", "ART", "--text", "a", "--fail-if", "nll>x"], ["eval", "ART", "--text", "a", "--fail-if", "kl_mean>1"],
         ["verify", "ART", "--signature", "x"], ["sign", "ART"], ["run", "ART", "--port", "70000"], ["run", "ART", "--port", "0", "--kv-cache", "1B"], ["run", "ART", "--port", "0", "--kv-cache", "lots"], ["run", "ART", "--port", "0", "--max-batch", "0"], ["run", "ART", "--port", "0", "--max-batch", "1000000"],
         ["compile", "SRC", "-o", "x.llmc", "--context", "-1"], ["compile", "SRC", "-o", "x.llmc", "--context", "99999"], ["compile", "SRC", "-o", "no/such/x.llmc"], ["compile", "SRC", "-o", "x.llmc", "--scheme", "int4"], ["compile", "SRC", "-o", "x.llmc", "--quant", "int4", "--scheme", "model.nothing.*=int8"],
+        ["eval", "ART", "--text", "SELF", "--chunk", "3"], ["eval", "ART", "--text", "SELF", "--logits-out", "x"], ["eval", "ART", "--input-ids", "a", "--logits-out", "b", "--fail-if", "nll>1"], ["eval", "ART", "--input-ids", "a", "--logits-out", "b", "--schedule-seed", "-5"],
+        ["compile", "SRC", "-o", "x.llmc", "--max-kl", "nan"], ["compile", "SRC", "-o", "x.llmc", "--max-kl", "-1"], ["compile", "SRC", "-o", "x.llmc", "--activations", "int8"], ["compile", "SRC", "-o", "x.llmc", "--group-size", "32"], ["compile", "SRC", "-o", "x.llmc", "--quant", "fp8", "--asymmetric"],
+        ["compile", "SRC", "-o", "x.llmc", "--target", "cuda:sm_91"], ["run", "ART", "--port", "0", "--kv-cache", "100TB"], ["generate", "ART", "--prompt", "a", "--seed", "99999999999999999999"], ["generate", "ART", "--prompt", "a", "--target", "gpu"],
         ["compile", "SRC", "-o", "x.llmc", "--group-size", "-4", "--quant", "int4"], ["export", "x", "--format", "dense"], ["opt", "x.ir"],
     ],
     ids=lambda v: " ".join(v)[:60],
@@ -104,8 +107,8 @@ def test_impossible_usage_is_2(fails, source, artifact, here, args):
 @pytest.mark.parametrize(
     "args",
     [
-        *(["compile", "SRC", "-o", "x.llmc", *rest] for rest in (["--target", "cuda:sm_90"], ["--target", "rocm:gfx942"],
-          ["--lora", "x"], ["--gpu-layers", "3"], ["--tuning", "t.json"])),
+        *(["compile", "SRC", "-o", "x.llmc", *rest] for rest in (["--lora", "x"],
+          ["--gpu-layers", "3"], ["--tuning", "t.json"])),
         ["export", "x", "--from", "SRC", "--format", "awq", "--quant", "int8"], ["tune", "-o", "t.json"],
     ],
     ids=lambda v: " ".join(v)[:70],

@@ -11,14 +11,10 @@ import zipfile
 import pytest
 from llmc.errors import ArtifactError, LlmcError, UsageError
 from llmc.runtime.archive import PAGE, _directory, _local, read_archive, write_archive
-from llmc.runtime.artifact import ALIGN, MANIFEST, SCHEMA, WEIGHTS, WeightsFile, open_artifact, write_artifact
+from llmc.runtime.artifact import ALIGN, MANIFEST, WEIGHTS, WeightsFile, open_artifact, write_artifact
+from manifests import BASE
 
 TENSORS = {"a": bytes(range(256)) * 2, "b": b"\x07" * 100}
-BASE = {
-    "schema": SCHEMA, "llmc": "0", "weights": [], "targets": [], "model": {"context": 1, "vocab": 1}, "source": {}, "toolchain": {}, "conformance": {}, "canary": {},
-    "quant": {}, "recipe": {}, "fallbacks": [], "notes": [], "memory_plan": {"weight_bytes": 0, "cache_bytes_per_block": 0, "buffer_bytes": 0},
-}  # fmt: skip
-"""The least that a manifest must hold."""
 FILES = {"model.ir": b"llmc.ir 1\n", "tokenizer/tokenizer.json": b"{}", "empty": b""}
 
 

@@ -1,0 +1,67 @@
+"""Runs a Plan by Triton's interpreter, in a process of its own: `python interpreter_worker.py ARTIFACT TARGET OUT.npz SEED`.
+
+OUT gets the token ids, the logits of a prefill, and the logits of the same tokens by chunks, in mixed batches, and from a copied block.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from llmc.codegen.triton.interpreter import InterpreterDriver, interpret
+
+interpret()
+
+import numpy as np
+from llmc.runtime.artifact import open_artifact
+from llmc.runtime.executors.cpu import Batch
+from llmc.runtime.executors.launch import LaunchExecutor
+from llmc.runtime.sampling import SamplingRow
+
+TOKENS = 35
+
+
+def main(path: str, target: str, out: str, seed: int) -> None:
+    with open_artifact(path) as artifact:
+        sources = {
+            m.rpartition("/")[2]: artifact.read(m).decode() for m in artifact.members if m.startswith("kernels/triton/source/")
+        }
+        executor = LaunchExecutor(
+            artifact, target, InterpreterDriver(sources), max_tokens=64, max_sequences=4, max_rows=64, context=256, blocks=16
+        )
+        random = np.random.default_rng(seed)
+        ids, other = (random.integers(3, executor.vocabulary, n).astype(np.int32) for n in (TOKENS, 9))
+
+        def step(parts: list[tuple[np.ndarray, int, list[int]]]) -> np.ndarray:
+            """parts: tokens, the first one's position, blocks. Logits of every token."""
+            counts = [len(p[0]) for p in parts]
+            width = max(len(p[2]) for p in parts)
+            tables = np.array([p[2] + [0] * (width - len(p[2])) for p in parts], np.int32)
+            positions = np.concatenate([np.arange(p[1], p[1] + len(p[0])) for p in parts]).astype(np.int32)
+            start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+            total = sum(counts)
+            executor.run(
+                Batch(
+                    np.concatenate([p[0] for p in parts]),
+                    positions,
+                    start,
+                    np.array([p[1] for p in parts], np.int32),
+                    tables,
+                    np.arange(total, dtype=np.int32),
+                )
+            )
+            return executor.logits(total).copy()
+
+        prefill = step([(ids, 0, [3, 7])])
+        greedy = [d.token for d in executor.sample([SamplingRow(TOKENS - 1, 0.0, 1.0, 0.0, 0, 1.0, 0.0, 0.0, 0, 0)])]
+        first = step([(ids[:7], 0, [5])])
+        second = step([(ids[7:8], 7, [5])])
+        third = step([(other, 0, [6]), (ids[8:33], 8, [5, 2])])
+        executor.copy_block(2, 9)
+        last = [step([(ids[i : i + 1], i, [5, 9]), (other[:1], 0, [11])])[:1] for i in range(33, TOKENS)]
+        pieces = np.concatenate([first, second, third[9:], *last])
+        np.savez(out, ids=ids, prefill=prefill, pieces=pieces, greedy=np.array(greedy))
+        executor.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
