@@ -17,9 +17,11 @@ from .version import VERSION
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from .codegen.emit import Emitted, Targets
     from .codegen.lowering import WeightSpec
+    from .compiler.adapters import Adapter
     from .compiler.checkpoint import Checkpoint
     from .compiler.importer import Imported
     from .compiler.ir.graph import Graph
@@ -57,6 +59,7 @@ class CompileOptions:
     target_size: str = ""
     plot: str = ""
     work: str = ""
+    lora: tuple[str, ...] = ()
 
 
 @dataclass
@@ -108,13 +111,26 @@ class Progress:
 
 
 def compile(
-    source: str, out: str | Path, *, force: bool = False, dump_ir: str | Path | None = None, quiet: bool = True, **options: Any
+    source: str | Path | PreTrainedModel,
+    out: str | Path,
+    *,
+    tokenizer: Any = None,
+    force: bool = False,
+    dump_ir: str | Path | None = None,
+    quiet: bool = True,
+    **options: Any,
 ) -> CompileReport:
     """Compile a checkpoint to one artifact.
 
-    `source` is a folder, a .gguf file or a hub id; the keyword options are the fields of CompileOptions. Raises LlmcError
-    subclasses; on any error nothing is left at `out`.
+    `source` is a folder, a .gguf file, a hub id, or a transformers model in memory, with its `tokenizer`; the keyword options are
+    the fields of CompileOptions. Raises LlmcError subclasses; on any error nothing is left at `out`.
     """
+    if not isinstance(source, str | Path):
+        with saved_model(source, tokenizer) as folder:
+            return compile(folder, out, force=force, dump_ir=dump_ir, quiet=quiet, **options)
+    if tokenizer is not None:
+        raise UsageError("a tokenizer goes with a model in memory; a checkpoint brings its own", "leave tokenizer out")
+    source = str(source)
     settings = resolve(options)
     target = Path(out)
     if not target.parent.is_dir():
@@ -140,7 +156,7 @@ def compile(
         context = _context(checkpoint, settings.context)
     with progress.stage("capture", "Capturing the model's forward"):
         captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)
-    params = parameters(checkpoint, captured, imported)
+    params, adapters = adapted(settings, checkpoint, imported, parameters(checkpoint, captured, imported))
     original = imported, params
     imported, params = prepared(settings, imported, params)
     with progress.stage("passes", "Running the passes"):
@@ -168,6 +184,8 @@ def compile(
     files |= _model_files(graph, checkpoint)
     manifest = _manifest(checkpoint, captured, settings, emitted, entries, files, tools, dtype, kv_dtype, context, weights, graph)
     manifest["notes"] += notes
+    if adapters:
+        manifest["recipe"]["lora"] = [{"sha256": a.sha256, "scale": a.scale} for a in adapters]
     try:
         with progress.stage("check", "Checking against the original"):
             manifest["conformance"], manifest["canary"] = _check(
@@ -209,7 +227,7 @@ def _compile_auto(
         _refuse_overwriting(out, checkpoint, force)
         dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
         captured, imported = front_end(checkpoint, dtype, _context(checkpoint, settings.context), settings.trust_remote_code)
-    params = parameters(checkpoint, captured, imported)
+    params, _ = adapted(settings, checkpoint, imported, parameters(checkpoint, captured, imported))
     tokens = _calibration(settings, checkpoint, imported.graph)
     with progress.stage("quantize", "Measuring what each weight's rounding costs"):
         probe = probe_ids(checkpoint, _context(checkpoint, settings.context), _vocabulary(imported.graph))
@@ -260,7 +278,7 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
     for key in options:
         if key not in known:
             raise UsageError(f"unknown option {key!r}", nearest(key, list(known)))
-    for key in ("scheme", "target"):
+    for key in ("scheme", "target", "lora"):
         if isinstance(options.get(key), str):
             options = {**options, key: (options[key],)}
         elif key in options:
@@ -432,6 +450,46 @@ def prepared(
     for step in raising_passes(imported.buffers):
         graph = step.run(graph)
     return rotated(imported, graph, params)
+
+
+def adapted(
+    settings: CompileOptions, checkpoint: Checkpoint, imported: Imported, params: Callable[[str], torch.Tensor]
+) -> tuple[Callable[[str], torch.Tensor], list[Adapter]]:
+    """The parameters with the LoRA adapters of --lora in them, and those."""
+    if not settings.lora:
+        return params, []
+    from .compiler.adapters import merged, open_adapter
+
+    if checkpoint.stored and settings.quant == "none":
+        raise UsageError(
+            "--lora changes weights that the checkpoint holds quantized", "give --quant as well: bf16, or another scheme"
+        )
+    adapters = [open_adapter(text) for text in settings.lora]
+    names = {p.name[1:] for p in imported.graph.params}
+    return merged(params, adapters, names), adapters
+
+
+@contextmanager
+def saved_model(model: PreTrainedModel, tokenizer: Any) -> Iterator[str]:
+    """A model in memory as a checkpoint's folder, for the time of the block. A class of one's own becomes known to transformers."""
+    import tempfile
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import PreTrainedModel as Known
+
+    if not isinstance(model, Known):
+        raise UsageError(
+            f"a {type(model).__name__} is neither a path nor a transformers model", "give a PreTrainedModel, or a folder"
+        )
+    config = type(model.config)
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    if config not in AutoModelForCausalLM._model_mapping:
+        AutoModelForCausalLM.register(config, type(model))
+    with tempfile.TemporaryDirectory(prefix="llmc-model-") as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        yield folder
 
 
 def stored_weights(checkpoint: Checkpoint, captured: Any, imported: Imported, settings: CompileOptions) -> BoundStored | None:

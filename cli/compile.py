@@ -17,7 +17,6 @@ PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning", "work")
 LATER = {
     "gpu_layers": "--gpu-layers needs a GPU target",
     "tuning": "--tuning tables",
-    "lora": "--lora",
 }
 
 
@@ -29,7 +28,7 @@ LATER = {
     "--target",
     multiple=True,
     metavar="NAME",
-    help="cpu (x86-64 levels v3, v4 and amx), cpu:native, cpu:x86-64-v3, cpu:aarch64; repeatable.  [default: cpu]",
+    help="cpu (x86-64 levels v3, v4 and amx), cpu:native, cpu:x86-64-v3, cpu:aarch64, cuda:sm_90, rocm:gfx942, …; repeatable.  [default: cpu]",
 )
 @click.option(
     "--weights",
@@ -48,7 +47,7 @@ LATER = {
 @click.option("--plot", default="", metavar="FILE.svg", help="With --quant auto: draw quality against size.")
 @click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU.")
 @click.option("--tuning", metavar="TABLE.json", help="A tuning table by llmc tune.")
-@click.option("--lora", multiple=True, metavar="DIR", help="Merge a LoRA adapter.")
+@click.option("--lora", multiple=True, metavar="DIR", help="Merge a LoRA adapter (PEFT's folder), DIR or DIR=SCALE; repeatable.")
 @as_json
 @debug
 @click.pass_context
@@ -125,6 +124,9 @@ def _read_recipe(path: str, known: set[str]) -> dict[str, Any]:
                 and not str(recipe[key]).startswith(".")
             )
             recipe[key] = recipe[key] if hub else str(inside)
+    if "lora" in recipe:
+        adapters = recipe["lora"] if isinstance(recipe["lora"], list) else [recipe["lora"]]
+        recipe["lora"] = [str(folder / adapter) for adapter in adapters]
     return recipe
 
 
