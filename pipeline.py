@@ -168,6 +168,12 @@ def compile(
     with progress.stage("codegen", f"Compiling kernels for {', '.join(targets.names)}"):
         files, entries = emitted.build(targets, settings.cc, progress.each)
     notes: list[str] = list(stored.notes) if stored is not None else []
+    if settings.weights == "all":
+        unused = checkpoint.bind(captured.model).unused(getattr(captured.model, "_keys_to_ignore_on_load_unexpected", None) or ())
+        if unused:
+            notes.append(
+                f"{len(unused)} tensors of the checkpoint belong to nothing in its configuration: {', '.join(unused[:3])}{' …' if len(unused) > 3 else ''}"
+            )
     if stored is not None and stored.dense:
         reasons: dict[str, int] = {}
         for why in stored.dense.values():

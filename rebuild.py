@@ -6,11 +6,12 @@ from .errors import ArtifactError, EnvironmentLacks, LlmcError
 from .runtime.artifact import Artifact, Check
 from .version import VERSION
 
+FOLDER = "kernels/"
+
 
 def check_rebuild(artifact: Artifact) -> list[Check]:
-    """One check for the sources and one a level. Raises EnvironmentLacks when this llmc or its compiler is not the one that made it."""
-    from .codegen.cpu.build import build, toolchain
-    from .codegen.cpu.render import render
+    """One check for the sources and one a target. Raises EnvironmentLacks when this llmc or its compilers are not those that made it."""
+    from .codegen.emit import emit, expand_targets
     from .compiler.ir.text import parse_graph
     from .compiler.ir.verify import verify
 
@@ -19,33 +20,44 @@ def check_rebuild(artifact: Artifact) -> list[Check]:
         raise EnvironmentLacks(
             f"the artifact was made by llmc {manifest['llmc']}, this is {VERSION}", f"rebuild with llmc {manifest['llmc']}"
         )
-    made_by = manifest["toolchain"]["compiler"]
-    if not made_by.startswith("ziglang"):
-        raise EnvironmentLacks(f"the kernels were compiled by {made_by}", "a rebuild is possible for the pinned ziglang alone")
-    if toolchain() != made_by:
-        raise EnvironmentLacks(
-            f"the kernels were compiled by {made_by}, here is {toolchain()}", f"install {made_by.replace(' ', '==')}"
-        )
+    targets = expand_targets(t["name"] for t in manifest["targets"])
+    _check_tools(manifest["toolchain"], bool(targets.levels), bool(targets.gpus))
     try:
         graph = verify(parse_graph(artifact.read("model.ir").decode()), "reading model.ir")
-    except (LlmcError, UnicodeDecodeError) as error:
+        emitted = emit(graph, manifest["model"]["kv_dtype"], targets)
+    except (LlmcError, UnicodeDecodeError, KeyError) as error:
         raise ArtifactError(f"{artifact.path.name}: model.ir is not valid: {error}") from error
-    rendered = render(graph, manifest["model"]["kv_dtype"])
-    same = all(
-        artifact.has(f"kernels/cpu/source/{name}") and artifact.read(f"kernels/cpu/source/{name}") == text.encode()
-        for name, text in rendered.sources.items()
-    )
-    checks = [
-        Check("rebuild sources", same, "the sources follow from model.ir" if same else "the sources do not follow from model.ir")
-    ]
-    for target in manifest["targets"]:
-        binary = build(rendered.sources, target["isa"], use_cache=False)
-        equal = binary == artifact.read(target["member"])
+    files, entries = emitted.build(targets, "", lambda items, what: items, use_cache=False)
+    held = {name for name in artifact.members if name.startswith(FOLDER)}
+    sources = {name for name in files if "/source/" in name}
+    strange = sorted(held - set(files))
+    same = not strange and sources <= held and all(artifact.read(name) == files[name] for name in sources)
+    said = f"{strange[0]} does not follow from model.ir" if strange else "the sources do not follow from model.ir"
+    checks = [Check("rebuild sources", same, "the sources follow from model.ir" if same else said)]
+    for entry in entries:
+        folder = entry["member"].rpartition("/")[0] + "/"
+        made = [name for name in files if name.startswith(folder)]
+        equal = all(artifact.has(name) and artifact.read(name) == files[name] for name in made)
         checks.append(
             Check(
-                f"rebuild {target['isa']}",
+                f"rebuild {entry['isa']}",
                 equal,
                 "the kernels are what the sources say, to the byte" if equal else "the kernels differ from what the sources give",
             )
         )
     return checks
+
+
+def _check_tools(made_by: dict[str, str], cpu: bool, gpu: bool) -> None:
+    """Raise EnvironmentLacks when a compiler here is not the one that the artifact names."""
+    from .codegen.cpu.build import toolchain
+    from .codegen.triton.build import toolchain as triton_toolchain
+
+    compiler = made_by.get("compiler", "")
+    if cpu and not compiler.startswith("ziglang"):
+        raise EnvironmentLacks(f"the kernels were compiled by {compiler}", "a rebuild is possible for the pinned ziglang alone")
+    for wanted, here in ((compiler, toolchain() if cpu else ""), (made_by.get("triton", ""), triton_toolchain() if gpu else "")):
+        if here and here != wanted:
+            raise EnvironmentLacks(
+                f"the kernels were compiled by {wanted}, here is {here}", f"install {wanted.replace(' ', '==')}"
+            )

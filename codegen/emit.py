@@ -100,7 +100,7 @@ class Emitted:
         }
 
     def build(
-        self, targets: Targets, cc: str, each: Callable[[Iterable[Any], str], Iterable[Any]]
+        self, targets: Targets, cc: str, each: Callable[[Iterable[Any], str], Iterable[Any]], *, use_cache: bool = True
     ) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
         """The artifact's members under kernels/, and the manifest's entries of the targets."""
         files: dict[str, bytes] = {}
@@ -110,7 +110,7 @@ class Emitted:
 
             files.update({f"kernels/cpu/source/{name}": text.encode() for name, text in self.rendered.sources.items()})
             for level in each(targets.levels, "levels"):
-                binary = build(self.rendered.sources, level, cc)
+                binary = build(self.rendered.sources, level, cc, use_cache=use_cache)
                 member = f"kernels/cpu/{level}/step.so"
                 files[member] = binary
                 entries.append({
@@ -124,7 +124,7 @@ class Emitted:
             files.update({f"kernels/triton/source/{name}": text.encode() for name, text in sources(self.plan).items()})
             names = dict(zip((spec.key for spec in self.weights), unique_names(self.weights), strict=True))
             for gpu in each(targets.gpus, "chips"):
-                built = build_plan(self.plan, gpu, [names[spec.key] for spec in self.plan.weights])
+                built = build_plan(self.plan, gpu, [names[spec.key] for spec in self.plan.weights], use_cache=use_cache)
                 folder = f"kernels/{gpu.family}/{gpu.arch}"
                 files.update({f"{folder}/{name}": data for name, data in built.files.items()})
                 entries.append({

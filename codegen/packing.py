@@ -61,6 +61,30 @@ def kind_of(scheme: Scheme) -> Kind:
     return Kind(f"{'u' if scheme.asymmetric else 'i'}{scheme.bits}")
 
 
+def why_not_faster(scheme: Scheme) -> str:
+    """Why a product with this weight does not run on a faster kernel; empty where there is none."""
+    kind = kind_of(scheme)
+    if kind.dot:
+        return ""
+    if scheme.activations in ("int8", "int8-static") and scheme.is_integer:
+        if scheme.offset:
+            return "its zero points are no whole numbers: 8-bit dot products do not take them, activations are rounded and multiplied as floats"
+        if scheme.bits not in (4, 8):
+            return f"8-bit dot products take weights of 4 and 8 bits, not {scheme.bits}: activations are rounded and multiplied as floats"
+        if scheme.group % 32:
+            return f"8-bit dot products take groups of 32 and more, not {scheme.group}: activations are rounded and multiplied as floats"
+        return "8-bit dot products take no zero points with 8-bit weights: activations are rounded and multiplied as floats"
+    if scheme.kind in ("f32", "f16"):
+        return f"{scheme.kind} weights are multiplied in float32; bf16 and int8 read fewer bytes"
+    if scheme.is_coded and (scheme.bits not in (4, 8) or scheme.kind == "nf4"):
+        return f"{scheme.kind} codes are put together as they are read; those of 4 and 8 bits unpack faster"
+    if scheme.activations not in ("", "bf16", "f32", "f16"):
+        return (
+            f"activations are rounded to {scheme.activations} and multiplied as floats: this CPU has no products of such numbers"
+        )
+    return ""
+
+
 def tile_bytes(kind: Kind) -> int:
     """Bytes of 16 outputs by 32 values of K."""
     if kind.name in FLOAT_BYTES:

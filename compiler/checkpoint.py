@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -119,6 +120,11 @@ class BoundWeights:
                 "config.json and the weights do not belong together",
             )
         return tensor
+
+    def unused(self, ignored: Iterable[str] = ()) -> list[str]:
+        """What the files hold and no parameter takes, by the name that it would have; `ignored` are patterns of names that may."""
+        names = {n for n in self._readers if n not in self._shapes and not n.endswith("inv_freq")}
+        return sorted(n for n in names if not any(re.search(p, n) for p in ignored))
 
     def stored_name(self, name: str) -> str:
         """The module name under which the value is stored: `name` itself, or that of a weight tied to it."""
@@ -366,6 +372,9 @@ def _folder_tokenizer(path: Path) -> dict[str, bytes]:
     found = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).exists()}
     if "tokenizer.json" not in found and any((path / n).exists() for n in ("tokenizer.model", "vocab.json", "spiece.model")):
         found = {**_converted_tokenizer(str(path)), **found}
+    for name in found:
+        if name.endswith(".json") and name != "tokenizer.json":
+            _check_side_file(path, name, found[name])
     if "tokenizer.json" in found:
         from tokenizers import Tokenizer
 
@@ -374,6 +383,31 @@ def _folder_tokenizer(path: Path) -> dict[str, bytes]:
         except Exception as error:  # the library raises bare Exception for a file that it does not understand
             raise CheckpointError(f"{path}: tokenizer.json is not usable: {error}", "fetch it again, or remove it") from error
     return found
+
+
+GENERATION_NUMBERS = {
+    "temperature": (0, math.inf),
+    "top_p": (0, 1),
+    "top_k": (0, math.inf),
+    "min_p": (0, 1),
+    "repetition_penalty": (0, math.inf),
+}
+
+
+def _check_side_file(path: Path, name: str, raw: bytes) -> None:
+    """Raise CheckpointError for a file beside the weights that is no JSON object, or holds impossible generation defaults."""
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {name} is not valid JSON: {error}", "fetch it again, or remove it") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {name} is not a JSON object", "fetch it again, or remove it")
+    if name != "generation_config.json":
+        return
+    for key, (low, high) in GENERATION_NUMBERS.items():
+        given = value.get(key)
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int | float) or not low <= given <= high):
+            raise CheckpointError(f"{path}: {name} has the impossible {key} {given!r}", "mend it, or remove it")
 
 
 def _converted_tokenizer(source: str, **options: str) -> dict[str, bytes]:

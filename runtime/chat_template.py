@@ -61,9 +61,8 @@ def render_chat(
     def work() -> None:
         try:
             size = 0
-            stream = environment.from_string(template).generate(
-                messages=messages, add_generation_prompt=add_generation_prompt, **special, **(extra or {})
-            )
+            values = {"add_generation_prompt": add_generation_prompt, **special, **(extra or {}), "messages": messages}
+            stream = environment.from_string(template).generate(**values)
             for piece in stream:
                 size += len(piece)
                 if size > SIZE_LIMIT or abandoned.is_set():

@@ -102,7 +102,10 @@ MODEL = Fields(
     {"architecture": text, "parameters": whole, "context": positive, "vocab": positive, "dtype": text, "kv_dtype": text},
     {"type": text, "bos_token_id": ids, "eos_token_id": ids},
 )
-KERNEL = Fields({"name": text, "kernel": text, "scheme": text, "calls": whole, "weight_bytes": whole, "operations": whole})
+KERNEL = Fields(
+    {"name": text, "kernel": text, "scheme": text, "calls": whole, "weight_bytes": whole, "operations": whole},
+    {"modules": Each(text), "reason": text},
+)
 TARGET = Fields({"name": text, "isa": text, "member": text, "bytes": whole, "kernels": Each(KERNEL)}, {"weights": whole})
 PLAN = Fields({"weight_bytes": whole, "cache_bytes_per_block": whole, "buffer_bytes": whole}, {"state_bytes_per_request": whole})
 MANIFEST = Fields(

@@ -24,7 +24,7 @@ from ...errors import UnsupportedError
 from ...quant.scheme import STATIC, Scheme, parse_scheme
 from ..layout import Buffer, c_dim
 from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
-from ..packing import ROUNDING, Kind, kind_of, tile_bytes
+from ..packing import ROUNDING, Kind, kind_of, tile_bytes, why_not_faster
 from . import generic
 
 OAI = 100
@@ -43,6 +43,7 @@ class Call:
     scheme: str = ""
     weight_bytes: int = 0
     operations: int = 0
+    reason: str = ""
 
 
 @dataclass
@@ -216,6 +217,7 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
             scheme=str(scheme),
             weight_bytes=_weight_bytes(n, k, scheme),
             operations=2 * n * k,
+            reason=why_not_faster(scheme),
         )
 
     def _rounding(self, scheme: Scheme) -> int:
@@ -318,6 +320,7 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
             scheme=str(scheme),
             weight_bytes=count * (_weight_bytes(n_in, k, scheme) + _weight_bytes(hidden, width, scheme)),
             operations=2 * choices * (n_in * k + hidden * width),
+            reason=why_not_faster(scheme),
         )
 
     # --- norms, rotation, attention ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -151,10 +152,10 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, object]]]:
+def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Calls of equal code are one kernel; its name is the module it serves with the layer's number replaced by a star."""
     numbers: dict[str, int] = {}
-    kernels: list[dict[str, object]] = []
+    kernels: list[dict[str, Any]] = []
     for call in calls:
         if call.code not in numbers:
             numbers[call.code] = len(kernels)
@@ -167,10 +168,13 @@ def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, o
                     "weight_bytes": call.weight_bytes,
                     "operations": call.operations,
                     "calls": 0,
+                    "modules": [],
+                    "reason": call.reason,
                 }
             )
         kernel = kernels[numbers[call.code]]
-        kernel["calls"] = int(str(kernel["calls"])) + 1
+        kernel["calls"] += 1
+        kernel["modules"].append(call.scope)
     return numbers, kernels
 
 

@@ -49,24 +49,24 @@ def sources(lowered: Lowered) -> dict[str, str]:
     return modules
 
 
-def build(lowered: Lowered, target: GpuTarget, names: list[str]) -> Built:
+def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: bool = True) -> Built:
     """Compile a plan's kernels for a chip; `names` are its weights' in the artifact. The same plan, target and Triton give the same bytes.
 
     Raises UnsupportedError when a kernel needs more shared memory than the chip has, LlmcError when Triton refuses one.
     """
     kernels = lowered.kernels()
     modules = sources(lowered)
-    made = compiled(kernels, modules, target)
+    made = compiled(kernels, modules, target, use_cache)
     files: dict[str, bytes] = {}
     listed: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {}
-    uses = {kernel.name: 0 for kernel in kernels}
+    uses: dict[str, list[str]] = {kernel.name: [] for kernel in kernels}
     schemes: dict[str, str] = {}
     weight_bytes: dict[str, int] = {}
     operations: dict[str, int] = {}
     for launch in lowered.launches:
         for _, kernel, _ in launch.variants:
-            uses[kernel.name] += 1
+            uses[kernel.name].append(launch.scope)
             schemes[kernel.name], weight_bytes[kernel.name], operations[kernel.name] = (
                 launch.scheme,
                 launch.weight_bytes,
@@ -87,7 +87,7 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str]) -> Built:
         }  # fmt: skip
         listed.append({
             "name": kernel.name, "kernel": kernel.function, "bytes": len(binary), "shared_bytes": fact["shared"], "threads": fact["warps"] * target.warp,
-            "registers": found.get("registers"), "scheme": schemes.get(kernel.name, ""), "weight_bytes": weight_bytes.get(kernel.name, 0), "operations": operations.get(kernel.name, 0), "target": target.arch, "calls": uses[kernel.name],
+            "registers": found.get("registers"), "scheme": schemes.get(kernel.name, ""), "weight_bytes": weight_bytes.get(kernel.name, 0), "operations": operations.get(kernel.name, 0), "target": target.arch, "calls": len(uses[kernel.name]), "modules": uses[kernel.name], "reason": "",
         })  # fmt: skip
     files["plan.json"] = json.dumps(_json(lowered, facts, target, names), separators=(",", ":"), sort_keys=True).encode()
     return Built(files, tuple(listed))
@@ -132,7 +132,9 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
     }
 
 
-def compiled(kernels: Iterable[Kernel], modules: dict[str, str], target: GpuTarget) -> dict[str, tuple[bytes, dict[str, Any]]]:
+def compiled(
+    kernels: Iterable[Kernel], modules: dict[str, str], target: GpuTarget, use_cache: bool
+) -> dict[str, tuple[bytes, dict[str, Any]]]:
     """Binary, symbol, shared memory and warps of each kernel, from the cache or by Triton in processes of their own."""
     tools = toolchain()
     jobs: list[tuple[Kernel, str]] = []
@@ -142,7 +144,7 @@ def compiled(kernels: Iterable[Kernel], modules: dict[str, str], target: GpuTarg
         if kernel.module == "generic":
             text = [generic.HEAD, next(f for f in text[0].split("\n\n\n") if f"def {kernel.function}(" in f)]
         identity = hashlib.sha256(repr((tools, target.name, kernel.name, text, "v1")).encode()).hexdigest()
-        found = cached(f"{identity}.bin")
+        found = cached(f"{identity}.bin") if use_cache else None
         if found is None:
             jobs.append((kernel, identity))
             continue
@@ -161,7 +163,8 @@ def compiled(kernels: Iterable[Kernel], modules: dict[str, str], target: GpuTarg
             for facts in pool.map(lambda part: _work(part, folder, target), parts):
                 for kernel, identity, fact in facts:
                     binary = (Path(folder) / f"{kernel.name}.bin").read_bytes()
-                    keep(f"{identity}.bin", json.dumps(fact).encode() + b"\n" + binary)
+                    if use_cache:
+                        keep(f"{identity}.bin", json.dumps(fact).encode() + b"\n" + binary)
                     done[kernel.name] = (binary, fact)
     return done
 

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import LlmcError, RequestError
+from ...errors import LlmcError, RequestError, nearest
 from ..api import Model
 from ..engine import Event, FinishEvent, PromptEvent, Request, TokenEvent
 from ..engine_thread import Delivery, EngineThread
@@ -110,7 +110,8 @@ class Server:
                 await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, watched)
             else:
                 await app(scope, receive, watched)
-            known = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
+            path = scope["path"]
+            known = path if path in KNOWN_PATHS else "/v1/models/{model}" if path.startswith("/v1/models/") else "other"
             self.metrics.http.labels(known, str(status[0])).inc()
 
         return guarded
@@ -156,9 +157,22 @@ class Server:
             code="model_not_found",
         )
 
+    def _check_model(self, body: dict[str, Any]) -> None:
+        wanted = body.get("model")
+        if wanted is not None and wanted != self.name:
+            raise self._wrong_model(wanted)
+
+    def _fields(self, body: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+        """The body of a request with these fields and `model`; raises RequestError for any other."""
+        self._check_model(body)
+        for name in body:
+            if name not in (*known, "model"):
+                raise RequestError(f"the field {name!r} is not known: {nearest(name, known)}", param=name)
+        return body
+
     async def _tokenize(self, request: HttpRequest) -> Response:
         try:
-            body = await _body(request)
+            body = self._fields(await _body(request), ("prompt", "content", "add_special_tokens"))
             text = body.get("prompt", body.get("content"))
             if not isinstance(text, str):
                 raise RequestError("prompt must be a string", param="prompt")
@@ -170,7 +184,7 @@ class Server:
 
     async def _detokenize(self, request: HttpRequest) -> Response:
         try:
-            body = await _body(request)
+            body = self._fields(await _body(request), ("tokens",))
             ids = body.get("tokens")
             vocabulary = self.model.executor.vocabulary
             if not isinstance(ids, list) or not all(
@@ -190,9 +204,7 @@ class Server:
                 if self.draining:
                     raise RequestError("the server is shutting down", status=503, kind="server_error", code="shutting_down")
                 body = await _body(http)
-                wanted = body.get("model")
-                if wanted is not None and wanted != self.name:
-                    raise self._wrong_model(wanted)
+                self._check_model(body)
                 call = parse(body, self.model.tokenizer, self.model.executor.vocabulary, self.model.config.context)
                 self._check_prompts(call)
                 run = _Run(self, call)

@@ -244,8 +244,18 @@ def _messages(raw: Any) -> list[dict[str, Any]]:
         role = "system" if message["role"] == "developer" else message["role"]
         if role not in ("system", "user", "assistant", "tool"):
             raise RequestError(f"messages[{i}] has the unknown role {role!r}", param=f"messages[{i}].role")
-        out.append({**message, "role": role, "content": content})
+        for name, value in message.items():
+            if name not in MESSAGE_FIELDS and value not in (None, [], ""):
+                raise RequestError(
+                    f"messages[{i}] has the field {name!r}, which is not supported: {nearest(name, MESSAGE_FIELDS)}",
+                    param=f"messages[{i}].{name}",
+                )
+        kept = {k: v for k, v in message.items() if k in MESSAGE_FIELDS}
+        out.append({**kept, "role": role, "content": content})
     return out
+
+
+MESSAGE_FIELDS = ("role", "content", "name", "tool_call_id", "reasoning", "reasoning_content")
 
 
 def _stop(raw: Any, tokenizer: ArtifactTokenizer) -> tuple[str, ...]:

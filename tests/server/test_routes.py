@@ -24,10 +24,10 @@ def test_health(server):
 
 
 def test_metrics_are_prometheus_text_and_count(idle):
-    before = idle.metric("generated_tokens"), idle.metric("prompt_tokens")
+    before = idle.metric("generated_tokens_total"), idle.metric("prompt_tokens_total")
     made = idle.complete(max_tokens=5)
-    assert idle.metric("generated_tokens") == before[0] + 5
-    assert idle.metric("prompt_tokens") == before[1] + made["usage"]["prompt_tokens"]
+    assert idle.metric("generated_tokens_total") == before[0] + 5
+    assert idle.metric("prompt_tokens_total") == before[1] + made["usage"]["prompt_tokens"]
     text = idle.http.get("/metrics")
     assert text.headers["content-type"].startswith("text/plain")
     assert 'llmc_http_requests_total{path="/v1/completions",status="200"}' in text.text
