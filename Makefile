@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-formats test-interop lint types imports docs-check bench sweep plans sanitize sanitize-aarch64 clean help
+.PHONY: demo test test-formats test-interop lint types imports docs-check bench sweep plans sanitize gpu-prepare gpu-check gpu-bench clean help
 
 help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
@@ -16,6 +16,8 @@ help:
 	@echo "make plans  what large models need, from their configurations alone"
 	@echo "make test-formats   compile every checkpoint that other tools wrote, not a tenth of them"
 	@echo "make test-interop   other people's tools load what llmc exports (installs them first)"
+	@echo "make gpu-prepare   compile what the next two need, with no GPU; then, on a machine with one:"
+	@echo "make gpu-check gpu-bench   compare the device's logits with the CPU's; time it"
 	@echo "make sanitize   kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -65,6 +67,16 @@ test-interop: $(STAMP) $(INTEROP)/.ready
 
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/codegen/test_sanitizers.py --sanitize
+
+GPU_TARGET ?= cuda:sm_90
+gpu-prepare: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu prepare .build/gpu --target $(GPU_TARGET)
+
+gpu-check:
+	$(PYTHON) benchmarks/on_device.py check .build/gpu
+
+gpu-bench:
+	$(PYTHON) benchmarks/on_device.py bench .build/gpu
 
 sweep: $(STAMP)
 	$(BIN)/python -m benchmarks.sweep --bf16 --out docs/models.md

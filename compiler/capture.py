@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -321,15 +322,17 @@ def capture(config: PretrainedConfig, dtype: str, context: int, *, trust_remote_
 
     A model that does not use transformers' attention interface is captured with its attention written out: a pass recognises it.
     """
-    try:
-        return _capture(config, dtype, context, IMPLEMENTATION, trust_remote_code)
-    except UnsupportedError as error:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch's own use of what it deprecates
         try:
-            return _capture(copy.deepcopy(config), dtype, context, "eager", trust_remote_code)
-        except UnsupportedError as second:
-            raise (second if second.hint else error) from error  # the one that says what to do
-        except AssertionError as second:
-            raise error from second
+            return _capture(config, dtype, context, IMPLEMENTATION, trust_remote_code)
+        except UnsupportedError as error:
+            try:
+                return _capture(copy.deepcopy(config), dtype, context, "eager", trust_remote_code)
+            except UnsupportedError as second:
+                raise (second if second.hint else error) from error  # the one that says what to do
+            except AssertionError as second:
+                raise error from second
 
 
 def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str, trust_remote_code: bool) -> Captured:

@@ -514,7 +514,8 @@ NEWER_TYPES = {42: ("Q2_0", 64, 18)}
 """Types of GGUF blocks that gguf-py does not know yet: name, values and bytes of one."""
 
 
-def _know_newer_types() -> None:
+def know_newer_types() -> None:
+    """Tell gguf-py of the types in NEWER_TYPES."""
     import gguf
 
     kinds = gguf.GGMLQuantizationType
@@ -533,7 +534,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     from transformers import AutoConfig
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    _know_newer_types()
+    know_newer_types()
     try:
         reader = GGUFReader(path)
         with _shared(reader):

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
 from ..kernel_cache import cached, keep
+from ..weights import packed_bytes
 from . import generic
 from .elf import resources
 from .lower import Kernel, Lowered
@@ -105,7 +106,7 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
         "version": PLAN_VERSION,
         "target": target.name,
         "kernels": facts,
-        "weights": names,
+        "weights": [[name, packed_bytes(spec), spec.pack] for name, spec in zip(names, lowered.weights, strict=True)],
         "device": [
             {"weight": r.spec, "kernel": r.kernel.name if r.kernel else None, "grid": list(r.grid), "bytes": r.bytes}
             for r in lowered.device

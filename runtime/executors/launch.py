@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class LaunchExecutor:
         max_rows: int,
         context: int,
         blocks: int,
+        random_weights: int | None = None,
     ) -> None:
         self.artifact, self.level, self.blocks = artifact, target, blocks
         self.vocabulary = int(artifact.manifest["model"]["vocab"])
@@ -52,7 +54,8 @@ class LaunchExecutor:
                 f"{artifact.path.name}: its plan for {target} has version {self._plan.get('version')}, this llmc reads {PLAN_VERSION}",
                 "compile it again",
             )
-        if not artifact.has("weights/model.safetensors"):
+        self._seed = random_weights
+        if random_weights is None and not artifact.has("weights/model.safetensors"):
             raise EnvironmentLacks(
                 f"{artifact.path.name} was compiled without weights", "compile it with --weights all to run it"
             )
@@ -71,11 +74,13 @@ class LaunchExecutor:
             sizes = [blocks * BLOCK * cache["groups"] * cache[d] * ELEMENT[cache["kind"]] for d in ("dk", "dv")]
             self._caches.append((driver.allocate(sizes[0]), driver.allocate(sizes[1]), sizes[0] // blocks, sizes[1] // blocks))
         self._part = driver.allocate(PART_BYTES)
-        ints = 8 * max_tokens + max_rows * 2 + 4 * max_sequences + max_sequences * self._max_blocks + 64 * 64
+        self._tiles = sorted({a[1] for launch in self._plan["launches"] for a in launch["arguments"] if a[0] == "tiles"})
+        tile_ints = 2 * len(self._tiles) * (max_tokens + max_sequences)
+        width = 2 * max(8, self._max_blocks)  # rounded up to a power of two
+        ints = 4 * max_tokens + tile_ints + 2 * max_rows + 4 * max_sequences + max_sequences * width + 64 * 64
         self._inputs = driver.allocate(4 * ints)
         self._tokens = driver.allocate(4 * max(max_rows, 1))
         self._sample_rows = driver.allocate(4 * max(max_rows, 1))
-        self._tiles = sorted({a[1] for launch in self._plan["launches"] for a in launch["arguments"] if a[0] == "tiles"})
         self._graphs: dict[tuple[int, ...], Any] = {}
         self._logits: npt.NDArray[np.float32] | None = None
 
@@ -86,19 +91,22 @@ class LaunchExecutor:
 
     def _place_weights(self) -> None:
         """Upload packed tensors and lay them out as rows; those that no kernel reads as they are do not stay."""
-        plan, names = self._plan, self._plan["weights"]
+        plan, held = self._plan, self._plan["weights"]
         plain = {a[1] for launch in plan["launches"] for a in launch["arguments"] if a[0] == "weight"}
         self._weights: dict[int, int] = {}
         self._rows = [0] * len(plan["device"])
         users: dict[int, list[int]] = {}
         for number, item in enumerate(plan["device"]):
             users.setdefault(item["weight"], []).append(number)
-        for index in range(len(names)):
+        for index, (name, size, kind) in enumerate(held):
             if index not in plain and index not in users:
                 continue
-            data = self.artifact.tensor(names[index])
-            address = self._driver.allocate(len(data))
-            self._driver.upload(address, data)
+            if self._seed is None:
+                data = self.artifact.tensor(name)
+                address = self._driver.allocate(len(data))
+                self._driver.upload(address, data)
+            else:
+                address = self._random(size, kind)
             for number in users.get(index, []):
                 item = plan["device"][number]
                 self._rows[number] = self._driver.allocate(item["bytes"])
@@ -109,6 +117,53 @@ class LaunchExecutor:
                 self._weights[index] = address
             else:
                 self._driver.free(address)
+
+    def _random(self, size: int, kind: str) -> int:
+        """A packed tensor of plausible numbers, for timing a plan without weights: one piece, copied over and over."""
+        rng = np.random.default_rng(self._seed)
+        count = min(size, 8 << 20)
+        if kind == "integers":
+            piece = np.zeros(count, np.uint8)
+        elif kind == "floats:bf16":
+            normals = rng.standard_normal(count // 2, np.float32) * np.float32(0.02)
+            piece = (normals.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        elif kind.startswith("floats") or kind in ("vector", "bias", "transposed", "input_scale"):
+            dtype = np.float16 if kind == "floats:f16" else np.float32
+            piece = (
+                (rng.random(count // dtype().itemsize, np.float32) * 0.02 + (0.99 if kind == "vector" else 0.0))
+                .astype(dtype)
+                .view(np.uint8)
+            )
+        elif kind == "scales":
+            piece = np.full(count // 2, 0.01, np.float16).view(np.uint8)
+        else:
+            piece = rng.integers(0, 128, count, dtype=np.uint8)
+        address = self._driver.allocate(size)
+        self._driver.upload(address, as_bytes(piece))
+        done = piece.nbytes
+        while 0 < done < size:
+            part = min(done, size - done)
+            self._driver.copy(address, address + done, part)
+            done += part
+        return address
+
+    def copy_rate(self, size: int = 1 << 30, rounds: int = 10) -> float:
+        """Bytes a second that the device reads and writes in large copies."""
+        source, target = self._driver.allocate(size), self._driver.allocate(size)
+        self._driver.copy(source, target, size)
+        self._driver.synchronize()
+        start = time.perf_counter()
+        for _ in range(rounds):
+            self._driver.copy(source, target, size)
+        self._driver.synchronize()
+        seconds = time.perf_counter() - start
+        for address in (source, target):
+            self._driver.free(address)
+        return 2 * size * rounds / seconds
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._driver.synchronize()
 
     # --- a step -----------------------------------------------------------------------------------------------------
 

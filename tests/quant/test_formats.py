@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from llmc.compiler.checkpoint import know_newer_types
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.quant.formats.gguf import READERS, stored_blocks
 from llmc.quant.formats.registry import open_checkpoint
@@ -121,6 +122,20 @@ def blocks_of(kind):
     tensors = load_file(HERE / "ggml-rawvectors" / "expected.safetensors")
     names = {name.split("/")[0].upper(): name.split("/")[0] for name in tensors}
     return tensors[f"{names[kind]}/bytes"], tensors[f"{names[kind]}/dequant"]
+
+
+know_newer_types()
+RAW = {name.split("/")[0].upper() for name in load_file(HERE / "ggml-rawvectors" / "expected.safetensors")} - {"SRC"}
+
+
+@pytest.mark.parametrize("kind", sorted(RAW - set(READERS)))
+def test_blocks_that_are_used_dequantized_have_ggmls_values(kind):
+    raw, values = blocks_of(kind)
+    number = gguf.GGMLQuantizationType[kind]
+    size = gguf.GGML_QUANT_SIZES[number][1]
+    got = torch.from_numpy(gguf.dequantize(raw.reshape(-1, size).numpy(), number)).reshape(values.shape)
+    assert torch.equal(got, values)
+    assert stored_blocks(kind, raw, values.shape[0], lambda: values).scheme is None
 
 
 @pytest.mark.parametrize("kind", sorted(READERS))
