@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .compile_options import CompileOptions, resolve, schemes
 from .errors import UnsupportedError, UsageError, nearest
-from .pipeline import CompileOptions, Progress, chosen_codes, front_end, parameters, resolve, schemes
+from .pipeline import Progress, chosen_codes, front_end, parameters
 
 if TYPE_CHECKING:
     import torch

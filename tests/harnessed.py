@@ -62,5 +62,5 @@ def build_and_run(
 
 def expected(artifact: Path, runs: list[list[int]]) -> list[np.ndarray]:
     """The same logits by the artifact itself on this machine."""
-    with llmc.load(artifact) as model:
+    with llmc.load(artifact, portable=True) as model:
         return model.logits(runs)

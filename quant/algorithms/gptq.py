@@ -8,13 +8,15 @@ in sweeps that change one code, or one scale, at a time to the best value given 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from ..levels import levels_of
 from ..scheme import Scheme
 from .grid import Grid
-from .rtn import Codes, inverse, quantize
+from .rtn import Codes, inverse, nearest_level, quantize
 
 BLOCK = 64
 
@@ -29,8 +31,9 @@ class Gptq:
     search: int = 20
 
     def quantize(self, weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> Codes:
-        """weight [N, K] float32, moments [K, K] float32 = Σ x·xᵀ → Codes; kinds other than integers are rounded to nearest."""
-        if not scheme.is_integer or scheme.share:
+        """weight [N, K] float32, moments [K, K] float32 = Σ x·xᵀ → Codes. Kinds other than integers keep the scales of rounding to
+        nearest; where several outputs share a scale, codes are rounded to nearest."""
+        if scheme.share:
             return quantize(weight, scheme)
         k = weight.shape[1]
         h = moments.clone()
@@ -40,40 +43,34 @@ class Gptq:
         diagonal += self.damping * diagonal.mean()
         w = weight.masked_fill(dead, 0.0)
         size = scheme.group or k
+        if not scheme.is_integer:
+            return self._levels(w, h, scheme, size)
         grid = Grid.searched(w, diagonal, scheme, size, self.search)
         grid.codes = self._gptq(w, h, grid, size)
         self._descend(w, h, grid, size)
         return Codes(grid.codes.to(torch.uint8), grid.scales, grid.zeros if scheme.asymmetric else None)
 
     def _gptq(self, weight: torch.Tensor, h: torch.Tensor, grid: Grid, size: int) -> torch.Tensor:
-        n, k = weight.shape
-        order = torch.argsort(h.diagonal(), descending=True, stable=True)
-        w = weight[:, order].T.contiguous()  # [K, N]: a row is an input
-        inverse_root = torch.linalg.cholesky(
-            torch.cholesky_inverse(torch.linalg.cholesky(h[order][:, order].double())), upper=True
-        ).float()
-        codes = torch.empty_like(w)
-        groups = order // size
         scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.contiguous()
         inverses = inverse(scales)
-        for start in range(0, k, BLOCK):
-            end = min(start + BLOCK, k)
-            errors = torch.empty(end - start, n)
-            root = inverse_root[start:end, start:end]
-            block = w[start:end]
-            for i in range(end - start):
-                scale, zero = scales[groups[start + i]], zeros[groups[start + i]]
-                code = grid.nearest(block[i], inverses[groups[start + i]], zero)
-                codes[start + i] = code
-                error = (block[i] - (code - zero) * scale) / root[i, i]
-                if i + 1 < end - start:
-                    block[i + 1 :] -= torch.outer(root[i, i + 1 :], error)
-                errors[i] = error
-            if end < k:
-                w[end:] -= inverse_root[start:end, end:].T @ errors
-        out = torch.empty_like(codes)
-        out[order] = codes
-        return out.T.contiguous()
+
+        def nearest(values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+            code = grid.nearest(values, inverses[group], zeros[group])
+            return code, (code - zeros[group]) * scales[group]
+
+        return _one_by_one(weight, h, size, nearest)
+
+    def _levels(self, weight: torch.Tensor, h: torch.Tensor, scheme: Scheme, size: int) -> Codes:
+        """GPTQ over levels that are not evenly spaced: floating-point numbers and tables."""
+        plain = quantize(weight, scheme)
+        levels, scales = levels_of(scheme.kind), plain.scales.T.contiguous()
+        inverses = inverse(scales)
+
+        def nearest(values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+            code = nearest_level(values * inverses[group], scheme.kind)
+            return code.float(), levels[code.long()] * scales[group]
+
+        return Codes(_one_by_one(weight, h, size, nearest).to(torch.uint8), plain.scales)
 
     def _descend(self, weight: torch.Tensor, h: torch.Tensor, grid: Grid, size: int) -> None:
         """Sweeps over all scales, then over all codes. `slope` is (w − q)·H, what each input still asks for."""
@@ -111,3 +108,34 @@ class Gptq:
                     if part.stop > part.start:
                         slope[part] -= h[part, start:end] @ moved
         grid.codes, grid.scales, grid.zeros = codes.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous()
+
+
+Nearest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+"""For values [N] of one input and its group: their codes, and the values that those stand for."""
+
+
+def _one_by_one(weight: torch.Tensor, h: torch.Tensor, size: int, nearest: Nearest) -> torch.Tensor:
+    """Codes [N, K]: inputs are rounded in the order of their moments, and each error is made up for by the inputs that are left."""
+    n, k = weight.shape
+    order = torch.argsort(h.diagonal(), descending=True, stable=True)
+    w = weight[:, order].T.contiguous()  # [K, N]: a row is an input
+    inverse_root = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(h[order][:, order].double())), upper=True
+    ).float()
+    codes = torch.empty_like(w)
+    groups = (order // size).tolist()
+    for start in range(0, k, BLOCK):
+        end = min(start + BLOCK, k)
+        errors = torch.empty(end - start, n)
+        root = inverse_root[start:end, start:end]
+        block = w[start:end]
+        for i in range(end - start):
+            codes[start + i], value = nearest(block[i], groups[start + i])
+            errors[i] = (block[i] - value) / root[i, i]
+            if i + 1 < end - start:
+                block[i + 1 :] -= torch.outer(root[i, i + 1 :], errors[i])
+        if end < k:
+            w[end:] -= inverse_root[start:end, end:].T @ errors
+    out = torch.empty_like(codes)
+    out[order] = codes
+    return out.T.contiguous()

@@ -12,11 +12,12 @@ from llmc.codegen.cpu import build as build_module
 from llmc.codegen.cpu.build import build, toolchain
 from llmc.codegen.cpu.lower import lower
 from llmc.codegen.cpu.render import _periods, render
+from llmc.compile_options import CompileOptions
 from llmc.compiler.ir.ops.linear import Linear
 from llmc.compiler.ir.ops.pointwise import Pointwise
 from llmc.compiler.ir.ops.reduce import Reduce
 from llmc.errors import EnvironmentLacks, LlmcError, UnsupportedError
-from llmc.pipeline import CompileOptions, run_passes
+from llmc.pipeline import run_passes
 from tiny_graphs import TOKENS, Builder
 
 

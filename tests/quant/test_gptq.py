@@ -36,6 +36,16 @@ def test_the_error_is_far_below_rounding_and_sweeps_lower_it(random, text):
     assert swept < (0.9 if scheme.bits == 8 else 0.7) * nearest
 
 
+@pytest.mark.parametrize("text", ["fp8_e4m3:channel", "fp8_e5m2:channel", "nf4:g64", "mxfp4", "nvfp4", "mxfp8"])
+def test_levels_that_are_not_evenly_spaced_are_chosen_too(random, text):
+    scheme = parse_scheme(text)
+    weight, moments = case(random)
+    nearest = quantize(weight, scheme)
+    chosen = Gptq(damping=1e-4).quantize(weight, moments, scheme)
+    assert error(chosen, scheme, weight, moments) < 0.85 * error(nearest, scheme, weight, moments)
+    assert torch.equal(chosen.scales, nearest.scales)
+
+
 @pytest.mark.parametrize("text", SCHEMES)
 def test_codes_scales_and_zeros_are_what_is_stored(random, text):
     scheme = parse_scheme(text)
