@@ -174,7 +174,7 @@ def _work(part: list[tuple[Kernel, str]], folder: str, target: GpuTarget) -> lis
     described = [
         {
             "name": k.name, "module": k.module, "function": k.function, "signature": k.signature, "constants": k.constants, "warps": k.warps, "stages": k.stages,
-            "aligned": k.module not in ("generic", "norm", "experts", "attention", "rows"),
+            "aligned": k.aligned,
         }
         for k, _ in part
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...compiler.ir.graph import Graph, Node, Value
@@ -41,7 +41,8 @@ PAGE = 32
 
 @dataclass(frozen=True)
 class Kernel:
-    """One specialised kernel: `constants` are its constexpr arguments, `signature` the types of the others, in order."""
+    """One specialised kernel: `constants` are its constexpr arguments, `signature` the types of the others, in order; `aligned` says that
+    its pointers are multiples of 16 bytes."""
 
     module: str
     function: str
@@ -49,10 +50,11 @@ class Kernel:
     constants: tuple[tuple[str, Any], ...]
     warps: int = 4
     stages: int = 3
+    aligned: bool = True
 
     @property
     def name(self) -> str:
-        text = json.dumps([self.module, self.function, self.signature, self.constants, self.warps, self.stages])
+        text = json.dumps([self.module, self.function, self.signature, self.constants, self.warps, self.stages, self.aligned])
         return f"{self.function}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -190,7 +192,13 @@ class GpuLowering(Lowering):
     # --- launches -------------------------------------------------------------------------------------------------
 
     def _kernel(
-        self, module: str, function: str, signature: Sequence[str], warps: int = 4, stages: int = 3, **constants: Any
+        self,
+        module: str,
+        function: str,
+        signature: Sequence[str],
+        warps: int = 4,
+        stages: int = 3,
+        **constants: Any,
     ) -> Kernel:
         return Kernel(module, function, tuple(signature), tuple(sorted(constants.items())), warps, stages)
 
@@ -219,6 +227,8 @@ class GpuLowering(Lowering):
     ) -> None:  # fmt: skip
         made = [self._argument(a) for a in arguments]
         variants = [(0, kernel, grid or [])] if isinstance(kernel, Kernel) else list(kernel)
+        if any(p is not None and a[2] * 4 % 16 for a, p in made):  # what is allocated begins on 256 bytes, a slice of it anywhere
+            variants = [(most, replace(k, aligned=False), g) for most, k, g in variants]
         self.launches.append(
             Launch(
                 variants[0][1].function,

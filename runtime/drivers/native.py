@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,80 +159,89 @@ class NativeDriver:
         self._device = INT()
         self._library.check("device", c.byref(self._device), 0)
         if names.family == "cuda":
-            context = POINTER()
-            self._library.check("retain", c.byref(context), self._device)
-            self._library.check("current", context)
+            self._context: Any = POINTER()
+            self._library.check("retain", c.byref(self._context), self._device)
         else:
-            self._library.check("current", 0)
+            self._context = 0
+        self._library.check("current", self._context)
         self._stream = POINTER()
         self._library.check("stream", c.byref(self._stream), *([1] if names.family == "cuda" else []))
         self._held: set[int] = set()
         self._modules: list[Any] = []
+        self._thread = threading.get_ident()
+
+    def _here(self) -> Library:
+        """The library, with the device current in the calling thread: the engine's is not the one that opened it."""
+        if threading.get_ident() != self._thread:
+            self._library.check("current", self._context)
+            self._thread = threading.get_ident()
+        return self._library
 
     def allocate(self, size: int) -> int:
         address = POINTER()
-        self._library.check("alloc", c.byref(address), max(size, 256))
+        self._here().check("alloc", c.byref(address), max(size, 256))
         assert address.value
         self._held.add(address.value)
-        self._library.check("set", address, 0, max(size, 256), self._stream)
+        self._here().check("set", address, 0, max(size, 256), self._stream)
         return address.value
 
     def free(self, address: int) -> None:
         self.synchronize()
         self._held.discard(address)
-        self._library.check("free", address)
+        self._here().check("free", address)
 
     def upload(self, address: int, data: memoryview) -> None:
         if len(data):
             source = c.addressof(c.c_char.from_buffer(data)) if not data.readonly else _address(data)
-            self._library.check("to_device", address, source, len(data), self._stream)
+            self._here().check("to_device", address, source, len(data), self._stream)
             self.synchronize()
 
     def download(self, address: int, out: Array) -> None:
-        self._library.check("to_host", out.ctypes.data, address, out.nbytes, self._stream)
+        self._here().check("to_host", out.ctypes.data, address, out.nbytes, self._stream)
         self.synchronize()
 
     def copy(self, source: int, target: int, size: int) -> None:
-        self._library.check("within", target, source, size, self._stream)
+        self._here().check("within", target, source, size, self._stream)
 
     def load(self, binary: bytes, facts: dict[str, Any]) -> _Kernel:
         module, function = POINTER(), POINTER()
-        self._library.check("load", c.byref(module), binary)
+        self._here().check("load", c.byref(module), binary)
         self._modules.append(module)
-        self._library.check("function", c.byref(function), module, facts["symbol"].encode())
+        self._here().check("function", c.byref(function), module, facts["symbol"].encode())
         if facts["shared"] > LARGE_SHARED:
-            self._library.check("limit", function, self._library.names.max_shared, facts["shared"])
+            self._here().check("limit", function, self._library.names.max_shared, facts["shared"])
         assert function.value
         return _Kernel(function.value, facts)
 
     def launch(self, kernel: _Kernel, grid: tuple[int, int, int], arguments: list[int]) -> None:
         for slot, value in zip(kernel.values, arguments, strict=False):
             slot.value = value
-        self._library.check(
+        self._here().check(
             "launch", kernel.function, *grid, kernel.threads, 1, 1, kernel.shared, self._stream, kernel.places, None
         )
 
     def record(self) -> bool:
-        return self._library.call("begin", self._stream, self._library.names.capture_mode) == 0
+        return self._here().call("begin", self._stream, self._library.names.capture_mode) == 0
 
     def recorded(self) -> Any:
         graph, made = POINTER(), POINTER()
-        self._library.check("end", self._stream, c.byref(graph))
-        self._library.check("instantiate", c.byref(made), graph, 0)
+        self._here().check("end", self._stream, c.byref(graph))
+        self._here().check("instantiate", c.byref(made), graph, 0)
         return made
 
     def replay(self, recording: Any) -> None:
-        self._library.check("graph", recording, self._stream)
+        self._here().check("graph", recording, self._stream)
 
     def synchronize(self) -> None:
-        self._library.check("wait", self._stream)
+        self._here().check("wait", self._stream)
 
     def free_bytes(self) -> int:
         free, total = SIZE(), SIZE()
-        self._library.check("memory", c.byref(free), c.byref(total))
+        self._here().check("memory", c.byref(free), c.byref(total))
         return int(free.value)
 
     def close(self) -> None:
+        self._here()
         for address in list(self._held):
             self.free(address)
         for module in self._modules:
