@@ -76,12 +76,13 @@ class Emitted:
         )
 
     def memory_plan(self) -> dict[str, int]:
-        """Bytes of the weights, of a cache block and of a request's states over all layers, and of the buffers at the default step size."""
+        """Bytes of the weights, of a cache block and of a request's states over all layers, and of the buffers at the default step size;
+        `reach` is how many positions of a request the cache must hold, 0 for all."""
         from .weights import packed_bytes
 
         lowered = self.rendered.lowered if self.rendered is not None else self.plan
         assert lowered is not None
-        block = 0
+        block, reaches = 0, [cache.reach for cache in lowered.caches]
         for cache in lowered.caches:
             element = ELEMENT[cache.kind]
             steps = 2 * BLOCK * 4 if element == 1 else 0
@@ -96,6 +97,7 @@ class Emitted:
             "weight_bytes": sum(map(packed_bytes, self.weights)),
             "cache_bytes_per_block": block,
             "state_bytes_per_request": states,
+            "reach": max(reaches) if reaches and all(reaches) else 0,
             "buffer_bytes": buffers,
         }
 

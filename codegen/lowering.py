@@ -59,12 +59,13 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class Cache:
-    """One layer's key/value cache."""
+    """One layer's key/value cache. `reach`: how many positions a query sees at most, itself included; 0 for all before it."""
 
     groups: int
     dk: int
     dv: int
     kind: str
+    reach: int = 0
 
 
 class Lowering(ABC):

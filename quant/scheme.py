@@ -101,7 +101,11 @@ def parse_scheme(text: str) -> Scheme:
     weight, slash, activations = text.partition("/")
     kind, *rest = weight.split(":")
     if kind not in WEIGHTS:
-        raise UsageError(f"unknown scheme {kind!r} in {text!r}", nearest(kind, (*WEIGHTS, *ALIASES)))
+        if kind == "fp8":
+            raise UsageError(
+                f"{text!r}: fp8 alone is short for {ALIASES['fp8']}", f"write fp8_e4m3{weight[3:]} or fp8_e5m2{weight[3:]}"
+            )
+        raise UsageError(f"unknown scheme {kind!r} in {text!r}", nearest(kind, tuple(dict.fromkeys((*WEIGHTS, *ALIASES)))))
     if slash and activations not in ACTIVATIONS:
         raise UsageError(f"unknown activations {activations!r} in {text!r}", nearest(activations, ACTIVATIONS))
     facts = {name: name in rest for name in ("stored", "wide", "offset")}

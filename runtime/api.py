@@ -61,6 +61,7 @@ class Model:
             max_sequences=self.config.max_batch,
             max_rows=self.config.max_rows,
             context=self.config.context,
+            reach=int(self.artifact.manifest["memory_plan"].get("reach", 0)),
             max_waiting=1 << 20,
         )
         return Engine(self.executor, scheduler)

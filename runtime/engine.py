@@ -16,7 +16,7 @@ from .detokenizer import Detokenizer
 from .executors.cpu import Batch
 from .sampling import Draw, SamplingParams, SamplingRow
 from .scheduler import Scheduler, Slice, Step
-from .sequence import Sequence, State
+from .sequence import NONE, Sequence, State
 
 Logits = npt.NDArray[np.float32]
 
@@ -242,8 +242,10 @@ class Engine:
                 pool.release([block])
             self.scheduler.requeue(child)  # no room for a copy: it computes its prompt, mostly from the prefix cache
             return
+        child.forgotten = parent.forgotten
         for shared in parent.blocks[:full]:
-            pool.share(shared)
+            if shared != NONE:
+                pool.share(shared)
             child.blocks.append(shared)
         if block is not None:
             self.executor.copy_block(parent.blocks[full], block)

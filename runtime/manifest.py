@@ -107,7 +107,10 @@ KERNEL = Fields(
     {"modules": Each(text), "reason": text},
 )
 TARGET = Fields({"name": text, "isa": text, "member": text, "bytes": whole, "kernels": Each(KERNEL)}, {"weights": whole})
-PLAN = Fields({"weight_bytes": whole, "cache_bytes_per_block": whole, "buffer_bytes": whole}, {"state_bytes_per_request": whole})
+PLAN = Fields(
+    {"weight_bytes": whole, "cache_bytes_per_block": whole, "buffer_bytes": whole},
+    {"state_bytes_per_request": whole, "reach": whole},
+)
 MANIFEST = Fields(
     {
         "llmc": text,

@@ -9,11 +9,20 @@ from ..errors import UsageError
 BLOCK = 32
 """Positions in a cache block."""
 REQUESTS = (1, 8, 64)
+STEP = 512
+"""Tokens of a step, by default."""
+
+
+def request_blocks(manifest: dict[str, Any], context: int, step: int = STEP) -> int:
+    """Cache blocks that a request of `context` positions holds at most: where no layer sees beyond a window, those before it are free."""
+    reach = int(manifest["memory_plan"].get("reach", 0))
+    whole = -(-context // BLOCK)
+    return min(whole, -(-(reach + step) // BLOCK) + 1) if reach else whole
 
 
 def cache_bytes(manifest: dict[str, Any], requests: int, context: int) -> int:
     """Bytes of key/value cache for that many requests of that many positions each."""
-    return requests * -(-context // BLOCK) * int(manifest["memory_plan"]["cache_bytes_per_block"])
+    return requests * request_blocks(manifest, context) * int(manifest["memory_plan"]["cache_bytes_per_block"])
 
 
 def state_bytes(manifest: dict[str, Any]) -> int:
@@ -41,9 +50,10 @@ def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, con
     Raises UsageError when not even one request of one block fits: an impossible setting is an error at the start.
     """
     per_block = max(1, int(manifest["memory_plan"]["cache_bytes_per_block"]))
-    enough = max_batch * -(-context // BLOCK)
+    one = request_blocks(manifest, context)
+    enough = max_batch * one
     if budget is None:
-        return max(1 + -(-context // BLOCK), min(enough, max(free_bytes, 0) // 2 // per_block))
+        return max(1 + one, min(enough, max(free_bytes, 0) // 2 // per_block))
     blocks = budget // per_block
     if blocks < 2:
         raise UsageError(

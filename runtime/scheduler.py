@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import RequestError
 from .blocks import BLOCK, BlockPool
 from .executors.cpu import Batch
-from .sequence import Sequence, State
+from .sequence import NONE, Sequence, State
 from .states import StatePool
 
 
@@ -42,7 +42,10 @@ class Step:
 
 
 class Scheduler:
-    """Owns the queues and the sequences' state. `schedule()` gives the next step, `computed(step)` books it."""
+    """Owns the queues and the sequences' state. `schedule()` gives the next step, `computed(step)` books it.
+
+    `reach`: how many positions any layer sees at most (0: all); blocks that fell out of it are given back.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Scheduler:
         max_sequences: int,
         max_rows: int,
         context: int,
+        reach: int = 0,
         max_waiting: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,7 +64,7 @@ class Scheduler:
         self.states = states or StatePool(0, lambda source, target: None)
         pool.forgotten = self.states.drop
         self.max_tokens, self.max_sequences, self.max_rows, self.context = max_tokens, max_sequences, max_rows, context
-        self.max_waiting = max_waiting
+        self.max_waiting, self.reach = max_waiting, reach
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.expired: list[Sequence] = []
@@ -79,7 +83,7 @@ class Scheduler:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        if -(-need // BLOCK) > self.pool.count:
+        if self._blocks_at_most(need) > self.pool.count:
             raise RequestError(
                 f"the prompt has {sequence.prompt.size} tokens; the cache holds {self.pool.count * BLOCK}",
                 param="prompt",
@@ -88,6 +92,10 @@ class Scheduler:
         if len(self.waiting) >= self.max_waiting:
             raise RequestError("too many requests are waiting", status=429, kind="rate_limit_error", code="queue_full")
         self._enqueue(sequence)
+
+    def _blocks_at_most(self, positions: int) -> int:
+        whole = -(-positions // BLOCK)
+        return min(whole, -(-(self.reach + self.max_tokens) // BLOCK) + 1) if self.reach else whole
 
     def adopt(self, sequence: Sequence) -> None:
         """Take in a sequence that already owns computed blocks (a copy of another)."""
@@ -160,6 +168,8 @@ class Scheduler:
                 self.pool.register(sequence.blocks[i], sequence.block_hash(i))
             if self.states.stateful and sequence.computed % BLOCK == 0:
                 self._snapshot(sequence)
+            if self.reach:
+                sequence.forget(max(0, sequence.computed - self.reach + 1) // BLOCK, self.pool)
 
     def _snapshot(self, sequence: Sequence) -> None:
         """Keep the states after a block: the one in which the prompt's last whole block ends, and the last one after it."""
@@ -252,6 +262,7 @@ class Scheduler:
             positions[a:b] = np.arange(part.start, part.start + part.count)
             held = part.sequence.blocks[:width]
             tables[i, : len(held)] = held
+            tables[i, : part.sequence.forgotten] = 0  # nobody reads them
             rows.extend(range(b - part.rows, b))
         pos = np.array([s.start for s in slices], np.int32)
         slots = np.array([s.sequence.slot for s in slices], np.int32)
@@ -266,7 +277,8 @@ class Scheduler:
             assert None not in slots and len(set(slots)) == len(slots) == self.states.used, slots
         held: dict[int, int] = {}
         for sequence in (*self.running, *self.waiting):
-            for block in sequence.blocks:
+            assert all(b == NONE for b in sequence.blocks[: sequence.forgotten])
+            for block in sequence.blocks[sequence.forgotten :]:
                 held[block] = held.get(block, 0) + 1
             assert sequence.computed <= len(sequence.blocks) * BLOCK
             assert sequence.computed <= sequence.known

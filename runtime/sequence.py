@@ -14,6 +14,8 @@ from .sampling import SamplingParams
 from .states import StatePool
 
 _numbers = itertools.count()
+NONE = -1
+"""In place of a block that has been given back."""
 
 
 class State(Enum):
@@ -27,6 +29,7 @@ class Sequence:
     """Known tokens, how many of them are computed, and the blocks that hold them. Owned by the scheduler; changed by nobody else.
 
     `slot`: where its recurrent states lie while it runs; `snapshot`: the last one taken while it generated.
+    `forgotten`: how many of the first blocks have been given back.
     `collect`: keep the logits of every position (teacher forcing) instead of sampling. `prompt_logprobs`: score the prompt too.
     """
 
@@ -42,6 +45,7 @@ class Sequence:
     computed: int = 0
     captured: int = 0
     blocks: list[int] = field(default_factory=list)
+    forgotten: int = 0
     slot: int | None = None
     snapshot: bytes | None = None
     index: int = 0
@@ -101,8 +105,16 @@ class Sequence:
         self.computed = BLOCK * len(found)
         return True
 
+    def forget(self, count: int, pool: BlockPool) -> None:
+        """Give back the first `count` blocks, which no layer will read again; they stay findable until they are taken."""
+        for i in range(self.forgotten, count):
+            pool.release([self.blocks[i]])
+            self.blocks[i] = NONE
+        self.forgotten = max(self.forgotten, count)
+
     def release(self, pool: BlockPool, states: StatePool) -> None:
-        pool.release(self.blocks)
+        pool.release(self.blocks[self.forgotten :])
+        self.forgotten = 0
         if self.slot is not None:
             states.release(self.slot)
         self.blocks, self.slot = [], None

@@ -176,3 +176,31 @@ def test_compiling_twice_in_two_folders_gives_the_same_bytes(checkpoint, tmp_pat
 def test_tied_weights_are_stored_once(checkpoint, artifact):
     tied, own = artifact(checkpoint("llama", tie_word_embeddings=True)), artifact(checkpoint("llama"))
     assert own.stat().st_size - tied.stat().st_size >= 256 * 64 * 4
+
+
+def test_blocks_that_fell_out_of_the_window_are_free_again(checkpoint, artifact, random):
+    """Where no layer sees beyond 8 positions, a long text needs a few blocks alone, and gives the same bits."""
+    path, ids = artifact(checkpoint("mistral")), draw(random, 230)
+    with load(path) as roomy, load(path, kv_cache=7 * roomy_block(path), max_batch=2, max_tokens=64) as narrow:
+        assert narrow.config.blocks == 7 and narrow.config.context == roomy.config.context == 256
+        assert roomy.logits(ids).tobytes() == narrow.logits(ids, chunk=33).tobytes()
+        alone = roomy.generate(ids[:20], max_tokens=200, ignore_eos=True)
+        both = narrow.generate_batch([ids[:20], ids[:50]], max_tokens=200, ignore_eos=True)
+        assert both[0].token_ids == alone.token_ids and len(both[1].token_ids) == 200
+        assert narrow.engine.scheduler.pool.used == 0
+        narrow.engine.scheduler.check_integrity()
+
+
+def roomy_block(path) -> int:
+    from llmc.runtime.artifact import open_artifact
+
+    with open_artifact(path) as opened:
+        assert opened.manifest["memory_plan"]["reach"] == 8
+        return opened.manifest["memory_plan"]["cache_bytes_per_block"]
+
+
+def test_a_layer_that_sees_everything_keeps_everything(checkpoint, artifact):
+    from llmc.runtime.artifact import open_artifact
+
+    with open_artifact(artifact(checkpoint("gemma2"))) as opened:
+        assert opened.manifest["memory_plan"]["reach"] == 0

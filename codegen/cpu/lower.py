@@ -390,7 +390,7 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         heads, groups = q[2], k[2]
         out = self.new_value(node.output)
         cache = len(self.caches)
-        self.caches.append(Cache(groups, dk, dv, self.kv_kind))
+        self.caches.append(Cache(groups, dk, dv, self.kv_kind, op.reach))
         pointers = [
             Pointer("cache", cache),
             self._any_pointer(q[0].buffer),

@@ -599,7 +599,7 @@ class GpuLowering(Lowering):
         assert isinstance(dk, int) and isinstance(dv, int)
         heads, groups = q[2], k[2]
         cache = len(self.caches)
-        self.caches.append(Cache(groups, dk, dv, self.kv_kind))
+        self.caches.append(Cache(groups, dk, dv, self.kv_kind, op.reach))
         kv, inner = TYPES[self.kv_kind], "ieee"
         turned = self.new_buffer(self.kv_kind, Sym("T", heads * dk))
         out = self.new_value(node.output)

@@ -48,6 +48,11 @@ class FusedAttention(Op):
         return {n: i for i, n in enumerate(["q", "k", "v", *(n for n, there in flags.items() if there)])}
 
     @property
+    def reach(self) -> int:
+        """How many positions a query sees at most, itself included; 0 for all before it."""
+        return min((n for n in (self.window, self.chunk) if n), default=0)
+
+    @property
     def plain(self) -> Attention:
         return Attention(self.cache, self.scale, self.window, self.chunk, self.softcap, self.sinks, self.causal, self.slopes)
 
