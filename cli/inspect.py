@@ -38,17 +38,22 @@ def command(artifact: str, as_json: bool) -> None:
     if as_json:
         emit(value)
         return
-    model = manifest["model"]
+    model, tools = (
+        manifest["model"],
+        ", ".join(manifest["toolchain"][k] for k in ("compiler", "triton") if k in manifest["toolchain"]),
+    )
     click.echo(
         f"{model['architecture']}: {model['parameters'] / 1e6:.1f} M parameters, {model['context']} positions, vocabulary {model['vocab']}, {model['dtype']}, cache {model['kv_dtype']}"
     )
-    click.echo(
-        f"source {manifest['source']['sha256'][:16]}…, made by llmc {manifest['llmc']} with {manifest['toolchain']['compiler']}"
-    )
+    click.echo(f"source {manifest['source']['sha256'][:16]}…, made by llmc {manifest['llmc']} with {tools}")
     for glob, scheme in manifest["quant"].items():
         click.echo(f"  {glob}: {scheme}")
     for target in manifest["targets"]:
         click.echo(f"target {target['name']}: {show_size(target['bytes'])}, {len(target['kernels'])} kernels")
+        for kernel in target["kernels"]:
+            if "registers" in kernel:
+                facts = f"{kernel['registers']} registers, {kernel['shared_bytes']} bytes shared, {kernel['threads']} threads"
+                click.echo(f"  {kernel['target']} {kernel['kernel']}: {facts}, {show_size(kernel['bytes'])}")
     check = manifest["conformance"]
     click.echo(
         f"check: {check}"

@@ -66,13 +66,10 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: b
     weight_bytes: dict[str, int] = {}
     operations: dict[str, int] = {}
     for launch in lowered.launches:
+        uses[launch.variants[0][1].name].append(launch.scope)  # those for more rows are called instead, not as well
         for _, kernel, _ in launch.variants:
-            uses[kernel.name].append(launch.scope)
-            schemes[kernel.name], weight_bytes[kernel.name], operations[kernel.name] = (
-                launch.scheme,
-                launch.weight_bytes,
-                launch.operations,
-            )
+            schemes[kernel.name], weight_bytes[kernel.name] = launch.scheme, launch.weight_bytes
+            operations[kernel.name] = launch.operations
     for kernel in kernels:
         binary, fact = made[kernel.name]
         if fact["shared"] > target.shared_bytes:

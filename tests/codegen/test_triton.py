@@ -61,6 +61,17 @@ def test_every_kernel_compiles_for_every_kind_of_chip(target, checkpoint, artifa
             assert kernel["shared_bytes"] <= TARGETS[target].shared_bytes
 
 
+def test_inspect_lists_registers_and_shared_memory(checkpoint, artifact, capsys):
+    from llmc.cli.main import run
+
+    path = artifact(checkpoint("llama"), target=("cuda:sm_80",), quant="int4:g32", dtype="bf16")
+    assert run(["inspect", str(path)]) == 0 and run(["explain", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "sm_80 attend: " in out and " registers, " in out and "triton 3" in out
+    assert run(["generate", str(path), "--input-ids", "5,6"]) == 5
+    assert "cuda" in capsys.readouterr().err
+
+
 def test_binaries_are_the_same_bytes_wherever_they_are_made(checkpoint, tmp_path, monkeypatch):
     import llmc
 
