@@ -31,6 +31,7 @@ from benchmarks.architectures import keys, make_config
 TOKENS = 40
 CLOSE = 2e-3  # of the largest logit, float32
 CLOSE_BF16 = 6e-2
+FAIR = 1.5  # times what transformers' own bf16 run is off
 LIMIT = 600  # seconds a configuration
 MOST = 60_000_000  # parameters of a tiny checkpoint
 
@@ -122,12 +123,20 @@ def _examine(row: Row, folder: Path, bf16: bool) -> None:
     if bf16:
         model.to(torch.bfloat16).save_pretrained(folder / "half")
         with torch.no_grad():
+            own = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
             wanted = model.float()(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+        theirs = float(abs(own - wanted).max()) / float(abs(wanted).max())
         llmc.compile(str(folder / "half"), folder / "b.llmc", target="cpu:native", context=context)
         with llmc.load(folder / "b.llmc", threads=2) as artifact:
-            row.error_bf16 = float(abs(artifact.logits([ids])[0] - wanted).max()) / float(abs(wanted).max())
-        if not row.error_bf16 < CLOSE_BF16:
-            row.status, row.reason = "wrong", f"in bf16 logits differ by {row.error_bf16:.2g} of the largest"
+            by_token = abs(artifact.logits(ids) - wanted).max(1) / float(abs(wanted).max())
+        row.error_bf16 = float(by_token.max())
+        routed = any(name.endswith("experts") for name, _ in model.named_modules())
+        flipped = int((by_token > CLOSE_BF16).sum())  # a rounding sends a token to another expert where two are nearly as good
+        if not row.error_bf16 < max(CLOSE_BF16, FAIR * theirs) and not (routed and flipped <= TOKENS // 20):
+            row.status, row.reason = (
+                "wrong",
+                f"in bf16 logits differ by {row.error_bf16:.2g} of the largest, transformers' own by {theirs:.2g}",
+            )
             return
     row.status = "passes"
 

@@ -32,7 +32,7 @@ class Widen(Pass):
         static = graph.static_values()
         for node in graph.nodes:
             computed = not all(v.name in static for v in node.inputs) or (not node.inputs and isinstance(node.op, Full))
-            if not computed:
+            if not computed and all(rewriter.resolve(v).type == v.type for v in node.inputs):
                 rewriter.keep(node)
                 continue
             inputs = [rewriter.resolve(v) for v in node.inputs]
