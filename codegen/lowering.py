@@ -27,7 +27,7 @@ from ..compiler.ir.ops.softmax import Softmax
 from ..compiler.ir.ops.topk import Topk
 from ..compiler.ir.types import Dim, Sym, product
 from ..errors import UnsupportedError
-from ..quant.scheme import Scheme
+from ..quant.scheme import Scheme, parse_scheme
 from .expression import Expr
 from .layout import BYTES, Buffer, Layout, dense_type, storage
 
@@ -181,6 +181,11 @@ class Lowering(ABC):
             found = layout.rows()
             assert found is not None
         return (layout, *found)
+
+    def scheme_of(self, weight: Value, text: str) -> Scheme:
+        """A product's scheme: as the graph says it, or its weight's dtype. With bfloat16 weights activations are bfloat16 unless it says more."""
+        scheme = parse_scheme(text) if text else Scheme(weight.type.dtype)
+        return scheme.with_activations("bf16") if scheme.kind == "bf16" and not scheme.activations else scheme
 
     def heads(self, value: Value) -> tuple[Layout, Dim, int, int, int, int]:
         """(layout, rows, heads, row stride, head stride, offset) of a value [..., rows, heads, width] with a contiguous width."""

@@ -152,12 +152,6 @@ class CpuLowering(Lowering):
         codes = self.weight(WeightSpec(stem, "codes", (weight,), scheme, gated))
         return [codes, self.weight(WeightSpec(f"{stem}.scales", "scales", (weight,), scheme, gated))]
 
-    def _scheme(self, weight: Value, text: str) -> Scheme:
-        if text:
-            return parse_scheme(text)
-        dtype = weight.type.dtype
-        return Scheme(dtype, activations="bf16" if dtype == "bf16" else "")
-
     def lower_linear(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Linear)
@@ -165,7 +159,7 @@ class CpuLowering(Lowering):
         weight = at["weight"]
         if weight.name not in self.static:
             raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
-        scheme = self._scheme(weight, op.scheme)
+        scheme = self.scheme_of(weight, op.scheme)
         kind = kind_of(scheme)
         x, rows, ldx, offset = self.rows(at["x"])
         residual = self.rows(at["residual"]) if op.residual else None
@@ -242,7 +236,7 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         x, index, weight, w_in, *rest = node.inputs
         b_in = rest[0] if op.bias else None
         w_out, b_out = (rest[1], rest[2]) if op.bias else (rest[0], None)
-        scheme = self._scheme(w_in, op.scheme)
+        scheme = self.scheme_of(w_in, op.scheme)
         rounding = ROUNDING.get(scheme.activations, 0)
         if kind_of(scheme).dot:  # experts' products take floats
             scheme = scheme.with_activations("bf16")

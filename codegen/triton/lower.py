@@ -346,12 +346,6 @@ class GpuLowering(Lowering):
         zero_type = w.scale_type if w.offset else "*u8"
         return items, [TYPES[w.dtype], w.scale_type, zero_type, "*fp32"]
 
-    def _scheme(self, weight: Value, text: str) -> Scheme:
-        if text:
-            return parse_scheme(text)
-        dtype = weight.type.dtype
-        return Scheme(dtype, activations="bf16" if dtype == "bf16" else "")
-
     # --- products ---------------------------------------------------------------------------------------------------
 
     def lower_embedding(self, node: Node) -> None:
@@ -406,7 +400,7 @@ class GpuLowering(Lowering):
         weight = at["weight"]
         if weight.name not in self.static:
             raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
-        scheme = self._scheme(weight, op.scheme)
+        scheme = self.scheme_of(weight, op.scheme)
         if scheme.activations not in ROUNDINGS:
             raise UnsupportedError(
                 f"a GPU has no kernel for activations in {scheme.activations} ({node.scope})", "give --activations bf16"
@@ -464,7 +458,7 @@ class GpuLowering(Lowering):
         assert isinstance(op, Experts)
         x, index, weight, w_in, *rest = node.inputs
         b_in, w_out, b_out = (rest[0], rest[1], rest[2]) if op.bias else (None, rest[0], None)
-        scheme = self._scheme(w_in, op.scheme)
+        scheme = self.scheme_of(w_in, op.scheme)
         if kind_of(scheme).dot:
             scheme = scheme.with_activations("bf16")
         rounding = ROUNDINGS.get(scheme.activations)
