@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -301,8 +302,10 @@ def front_end(checkpoint: Checkpoint, dtype: str, context: int, trust_remote_cod
     from .compiler.importer import import_program
     from .compiler.ir.verify import verify
 
-    captured = capture(checkpoint.config, dtype, context, trust_remote_code=trust_remote_code)
-    imported = import_program(captured)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch's own use of what it deprecates
+        captured = capture(checkpoint.config, dtype, context, trust_remote_code=trust_remote_code)
+        imported = import_program(captured)
     verify(imported.graph, "import")
     return captured, imported
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -322,17 +321,15 @@ def capture(config: PretrainedConfig, dtype: str, context: int, *, trust_remote_
 
     A model that does not use transformers' attention interface is captured with its attention written out: a pass recognises it.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch's own use of what it deprecates
+    try:
+        return _capture(config, dtype, context, IMPLEMENTATION, trust_remote_code)
+    except UnsupportedError as error:
         try:
-            return _capture(config, dtype, context, IMPLEMENTATION, trust_remote_code)
-        except UnsupportedError as error:
-            try:
-                return _capture(copy.deepcopy(config), dtype, context, "eager", trust_remote_code)
-            except UnsupportedError as second:
-                raise (second if second.hint else error) from error  # the one that says what to do
-            except AssertionError as second:
-                raise error from second
+            return _capture(copy.deepcopy(config), dtype, context, "eager", trust_remote_code)
+        except UnsupportedError as second:
+            raise (second if second.hint else error) from error  # the one that says what to do
+        except AssertionError as second:
+            raise error from second
 
 
 def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str, trust_remote_code: bool) -> Captured:
@@ -350,35 +347,7 @@ def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str,
         program = _export(step, (ids, ids.clone(), rows), context)
     if not step.takes_positions:
         notes.append("the model computes its own positions")
-    return Captured(_decomposed(program), model, buffers, {**_recorder.gates, **gates}, notes)
-
-
-def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """Functional, and what no lowering knows taken apart as torch does, where it can."""
-    from torch._decomp import global_decomposition_table
-
-    from .importer import IGNORED, handler_of, reachable
-
-    needed = reachable(program.graph)
-    for node in reversed(list(program.graph.nodes)):
-        if node.op == "call_function" and node not in needed and not node.users:  # what only assertions read
-            program.graph.erase_node(node)
-    program.graph_module.recompile()
-    program = program.run_decompositions({})
-    for _ in range(4):
-        targets = {
-            n.target for n in program.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
-        }
-        unknown = {t for t in targets if handler_of(str(t)) is None and str(t) not in IGNORED}
-        table = {
-            t: f
-            for t in unknown
-            if "prelu" not in str(t) and (f := global_decomposition_table["post_autograd"].get(t)) is not None
-        }
-        if not table:
-            return program
-        program = program.run_decompositions(table)
-    return program
+    return Captured(program, model, buffers, {**_recorder.gates, **gates}, notes)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sympy
 import torch
@@ -43,6 +43,9 @@ from .ir.ops.view import View
 from .ir.reference import IR_DTYPE, TORCH_DTYPE, Context
 from .ir.types import Dim, Sym, TensorType, product
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 Arg = Any
 Handler = Callable[["_Importer", torch.fx.Node, list[Arg], dict[str, Arg]], "Value | tuple[Value, ...] | Padded | int"]
 
@@ -57,7 +60,33 @@ class Imported:
 
 def import_program(captured: Captured) -> Imported:
     """Lower an exported program. Raises UnsupportedError that names the ATen op and the model's source line."""
-    return _Importer(captured).run()
+    return _Importer(replace(captured, program=_decomposed(captured.program))).run()
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Functional, and what no lowering knows taken apart as torch does, where it can."""
+    from torch._decomp import global_decomposition_table
+
+    needed = reachable(program.graph)
+    for node in reversed(list(program.graph.nodes)):
+        if node.op == "call_function" and node not in needed and not node.users:  # what only assertions read
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    program = program.run_decompositions({})
+    for _ in range(4):
+        targets = {
+            n.target for n in program.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
+        }
+        unknown = {t for t in targets if handler_of(str(t)) is None and str(t) not in IGNORED}
+        table = {
+            t: f
+            for t in unknown
+            if "prelu" not in str(t) and (f := global_decomposition_table["post_autograd"].get(t)) is not None
+        }
+        if not table:
+            return program
+        program = program.run_decompositions(table)
+    return program
 
 
 def handler_of(name: str) -> Handler | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,15 @@ from .artifact import Artifact, open_artifact
 from .blocks import BlockPool
 from .config import RunConfig
 from .engine import Engine, Event, FinishEvent, Request, TokenEvent
-from .executors.choose import open_executor
+from .executors.choose import driver_module, is_gpu
+from .executors.cpu import CpuExecutor
 from .sampling import SamplingParams
 from .scheduler import Scheduler
 from .states import StatePool
 from .tokenizer import ArtifactTokenizer
+
+if TYPE_CHECKING:
+    from .executors.launch import LaunchExecutor
 
 Prompt = str | Sequence[int]
 Logits = npt.NDArray[np.float32]
@@ -48,7 +52,7 @@ class Model:
         self.config = config
         self._closed = False
         self.tokenizer = ArtifactTokenizer(artifact)
-        self.executor = open_executor(artifact, config)
+        self.executor = _open_executor(artifact, config)
         self.executor.portable(config.portable)
         self.engine = self.new_engine()
 
@@ -245,6 +249,34 @@ class Model:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _open_executor(artifact: Artifact, config: RunConfig) -> CpuExecutor | LaunchExecutor:
+    """The executor of the target that was resolved."""
+    if not is_gpu(config.target):
+        return CpuExecutor(
+            artifact,
+            threads=config.threads,
+            max_tokens=config.max_tokens,
+            max_sequences=config.max_batch,
+            max_rows=config.max_rows,
+            context=config.context,
+            blocks=config.blocks,
+            slots=config.slots,
+            isa=config.target.partition(":")[2],
+        )
+    from .executors.launch import LaunchExecutor
+
+    return LaunchExecutor(
+        artifact,
+        config.target,
+        driver_module(config.target.partition(":")[0]).open_driver(),
+        max_tokens=config.max_tokens,
+        max_sequences=config.max_batch,
+        max_rows=config.max_rows,
+        context=config.context,
+        blocks=config.blocks,
+    )
 
 
 def _collect(result: Generation, event: Event) -> None:

@@ -1,18 +1,13 @@
-"""Which of an artifact's targets runs here, and its executor."""
+"""Which of an artifact's targets runs here."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from ...errors import EnvironmentLacks, UsageError, nearest
 from ..artifact import Artifact
-from .cpu import CpuExecutor, choose_level
-
-if TYPE_CHECKING:
-    from ..config import RunConfig
-    from .launch import LaunchExecutor
+from .cpu import choose_level
 
 FAMILIES = {"cuda": "cuda", "rocm": "hip"}
 
@@ -70,31 +65,3 @@ def device_free_bytes(target: str) -> int:
         return int(driver.free_bytes())
     finally:
         driver.close()
-
-
-def open_executor(artifact: Artifact, config: RunConfig) -> CpuExecutor | LaunchExecutor:
-    """The executor of the target that was resolved."""
-    if not is_gpu(config.target):
-        return CpuExecutor(
-            artifact,
-            threads=config.threads,
-            max_tokens=config.max_tokens,
-            max_sequences=config.max_batch,
-            max_rows=config.max_rows,
-            context=config.context,
-            blocks=config.blocks,
-            slots=config.slots,
-            isa=config.target.partition(":")[2],
-        )
-    from .launch import LaunchExecutor
-
-    return LaunchExecutor(
-        artifact,
-        config.target,
-        driver_module(config.target.partition(":")[0]).open_driver(),
-        max_tokens=config.max_tokens,
-        max_sequences=config.max_batch,
-        max_rows=config.max_rows,
-        context=config.context,
-        blocks=config.blocks,
-    )
