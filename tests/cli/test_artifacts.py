@@ -256,8 +256,11 @@ def test_explain(llmc, artifact):
     value = llmc("explain", artifact, "--json").json
     assert value["kernels"] and value["targets"]
     shown = llmc("explain", artifact).out
-    for kernel in value["kernels"]:
-        assert kernel["name"] in shown
+    assert len(value["nodes"]) == sum(k["calls"] for k in value["kernels"])
+    for node in value["nodes"]:
+        assert f"{node['module'] or 'the model'}: {node['kernel']}" in shown
+    assert f"a step of one token, {len(value['nodes'])} calls" in shown
+    assert "no target cuda" in llmc("explain", artifact, "--target", "cuda:sm_90", status=5).err
 
 
 # --- signatures --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tolerances import PRODUCT
 ROWS = (1, 2, 3, 5, 17, 70)
 SIZES = [(33, 7), (33, 48), (64, 130), (100, 48), (100, 7), (576, 130), (1152, 48)]
 FAMILIES = {
-    "floats": ["f32", "f16", "bf16", "bf16/bf16", "f32/bf16"],
+    "floats": ["f32", "f16", "bf16/f32", "bf16/bf16", "f32/bf16"],
     "int8": ["int8:channel/int8", "int8:channel/bf16", "int8:g64/int8", "int8:g32/bf16", "int8:channel/f32"],
     "int4 symmetric": [f"int4:{g}/{a}" for g in ("g32", "g64", "g128", "channel") for a in ("bf16", "int8")],
     "few bits": [f"int{b}:{g}{z}/bf16" for b in (2, 3, 5, 6) for g, z in (("g16", ""), ("g32", ":asym"), ("channel", ""))],
