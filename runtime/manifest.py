@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .cpu_info import LEVELS
+
 LARGEST = 1 << 48
 """No size, count or id of an artifact is larger."""
 GPU_FAMILIES = ("cuda", "rocm")
-CPU_LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx", "aarch64")
 
 Rule = Callable[[Any], str]
 """What is wrong with a value; empty when nothing is."""
@@ -139,7 +140,7 @@ def problem(manifest: Any) -> str:
     members = {m["name"] for m in manifest["members"]}
     for target in manifest["targets"]:
         family, _, detail = target["name"].partition(":")
-        if detail != target["isa"] or family not in ("cpu", *GPU_FAMILIES) or (family == "cpu" and detail not in CPU_LEVELS):
+        if detail != target["isa"] or family not in ("cpu", *GPU_FAMILIES) or (family == "cpu" and detail not in LEVELS):
             return f"the target {target['name'][:40]} is none that this llmc knows"
         if target["member"] not in members:
             return f"the target {target['name']} has no {target['member'][:80]}"

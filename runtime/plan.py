@@ -13,11 +13,16 @@ STEP = 512
 """Tokens of a step, by default."""
 
 
-def request_blocks(manifest: dict[str, Any], context: int, step: int = STEP) -> int:
-    """Cache blocks that a request of `context` positions holds at most: where no layer sees beyond a window, those before it are free."""
-    reach = int(manifest["memory_plan"].get("reach", 0))
-    whole = -(-context // BLOCK)
+def blocks_at_most(positions: int, reach: int, step: int) -> int:
+    """Cache blocks that a request of that many positions holds at most: where no layer sees beyond `reach` positions (0: one sees all),
+    the blocks before it are free, and a step adds up to `step` positions."""
+    whole = -(-positions // BLOCK)
     return min(whole, -(-(reach + step) // BLOCK) + 1) if reach else whole
+
+
+def request_blocks(manifest: dict[str, Any], context: int, step: int = STEP) -> int:
+    """Cache blocks that a request of `context` positions holds at most."""
+    return blocks_at_most(context, int(manifest["memory_plan"].get("reach", 0)), step)
 
 
 def cache_bytes(manifest: dict[str, Any], requests: int, context: int) -> int:

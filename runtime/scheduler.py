@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import RequestError
 from .blocks import BLOCK, BlockPool
 from .executors.cpu import Batch
+from .plan import blocks_at_most
 from .sequence import NONE, Sequence, State
 from .states import StatePool
 
@@ -83,7 +84,7 @@ class Scheduler:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        if self._blocks_at_most(need) > self.pool.count:
+        if blocks_at_most(need, self.reach, self.max_tokens) > self.pool.count:
             raise RequestError(
                 f"the prompt has {sequence.prompt.size} tokens; the cache holds {self.pool.count * BLOCK}",
                 param="prompt",
@@ -92,10 +93,6 @@ class Scheduler:
         if len(self.waiting) >= self.max_waiting:
             raise RequestError("too many requests are waiting", status=429, kind="rate_limit_error", code="queue_full")
         self._enqueue(sequence)
-
-    def _blocks_at_most(self, positions: int) -> int:
-        whole = -(-positions // BLOCK)
-        return min(whole, -(-(self.reach + self.max_tokens) // BLOCK) + 1) if self.reach else whole
 
     def adopt(self, sequence: Sequence) -> None:
         """Take in a sequence that already owns computed blocks (a copy of another)."""

@@ -132,7 +132,6 @@ class Lowered:
     tables: dict[str, tuple[float, ...]]
     part_floats: int
     fallbacks: list[dict[str, str]]
-    notes: list[str]
 
     def slots(self) -> tuple[list[dict[str, int]], dict[int, int]]:
         """The arena's slots, in bytes a token, a row and fixed; and each buffer's."""
@@ -176,7 +175,6 @@ class GpuLowering(Lowering):
         self.functions: dict[str, str] = {}
         self.tables: dict[str, tuple[float, ...]] = {}
         self.part_floats = 0
-        self.notes: list[str] = []
 
     def run(self) -> Lowered:
         logits = self.walk()
@@ -186,7 +184,7 @@ class GpuLowering(Lowering):
         self._launch(None, [logits.buffer, "input:sample_rows", "output:tokens"], kernel, [["DRAWS", 1, 1]], when="greedy")
         return Lowered(
             self.launches, self.weights, self.device, self.buffers, self.caches, logits.buffer, vocabulary, self.functions, self.tables,
-            self.part_floats, self.fallbacks, self.notes,
+            self.part_floats, self.fallbacks,
         )  # fmt: skip
 
     # --- launches -------------------------------------------------------------------------------------------------

@@ -32,11 +32,11 @@ CUDA = Names(
     ("libcuda.so.1",),
     {
         "init": "cuInit", "count": "cuDeviceGetCount", "device": "cuDeviceGet", "attribute": "cuDeviceGetAttribute", "retain": "cuDevicePrimaryCtxRetain",
-        "current": "cuCtxSetCurrent", "release": "cuDevicePrimaryCtxRelease_v2", "version": "cuDriverGetVersion", "alloc": "cuMemAlloc_v2", "free": "cuMemFree_v2",
+        "current": "cuCtxSetCurrent", "release": "cuDevicePrimaryCtxRelease_v2", "alloc": "cuMemAlloc_v2", "free": "cuMemFree_v2",
         "set": "cuMemsetD8Async", "to_device": "cuMemcpyHtoDAsync_v2", "to_host": "cuMemcpyDtoHAsync_v2", "within": "cuMemcpyDtoDAsync_v2", "memory": "cuMemGetInfo_v2",
         "load": "cuModuleLoadData", "function": "cuModuleGetFunction", "limit": "cuFuncSetAttribute", "launch": "cuLaunchKernel", "stream": "cuStreamCreate",
         "wait": "cuStreamSynchronize", "begin": "cuStreamBeginCapture_v2", "end": "cuStreamEndCapture", "instantiate": "cuGraphInstantiateWithFlags",
-        "graph": "cuGraphLaunch", "error": "cuGetErrorString", "unload": "cuModuleUnload", "destroy_stream": "cuStreamDestroy_v2", "name": "cuDeviceGetName",
+        "graph": "cuGraphLaunch", "error": "cuGetErrorString", "unload": "cuModuleUnload", "destroy_stream": "cuStreamDestroy_v2",
     },
     75, 76, 8,
 )  # fmt: skip
@@ -45,21 +45,21 @@ HIP = Names(
     ("libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"),
     {
         "init": "hipInit", "count": "hipGetDeviceCount", "device": "hipDeviceGet", "attribute": "hipDeviceGetAttribute", "current": "hipSetDevice",
-        "version": "hipDriverGetVersion", "alloc": "hipMalloc", "free": "hipFree", "set": "hipMemsetD8Async", "to_device": "hipMemcpyHtoDAsync",
+        "alloc": "hipMalloc", "free": "hipFree", "set": "hipMemsetD8Async", "to_device": "hipMemcpyHtoDAsync",
         "to_host": "hipMemcpyDtoHAsync", "within": "hipMemcpyDtoDAsync", "memory": "hipMemGetInfo", "load": "hipModuleLoadData", "function": "hipModuleGetFunction",
         "limit": "hipFuncSetAttribute", "launch": "hipModuleLaunchKernel", "stream": "hipStreamCreate", "wait": "hipStreamSynchronize",
         "begin": "hipStreamBeginCapture", "end": "hipStreamEndCapture", "instantiate": "hipGraphInstantiateWithFlags", "graph": "hipGraphLaunch",
-        "error": "hipDrvGetErrorString", "unload": "hipModuleUnload", "destroy_stream": "hipStreamDestroy", "name": "hipDeviceGetName",
+        "error": "hipDrvGetErrorString", "unload": "hipModuleUnload", "destroy_stream": "hipStreamDestroy",
     },
     0, 0, 8,
 )  # fmt: skip
 ARGUMENTS: dict[str, list[Any]] = {
     "init": [UINT], "count": [POINTER], "device": [POINTER, INT], "attribute": [POINTER, INT, INT], "retain": [POINTER, INT], "current": [POINTER], "release": [INT],
-    "version": [POINTER], "alloc": [POINTER, SIZE], "free": [POINTER], "set": [POINTER, c.c_ubyte, SIZE, POINTER], "to_device": [POINTER, POINTER, SIZE, POINTER],
+    "alloc": [POINTER, SIZE], "free": [POINTER], "set": [POINTER, c.c_ubyte, SIZE, POINTER], "to_device": [POINTER, POINTER, SIZE, POINTER],
     "to_host": [POINTER, POINTER, SIZE, POINTER], "within": [POINTER, POINTER, SIZE, POINTER], "memory": [POINTER, POINTER], "load": [POINTER, POINTER],
     "function": [POINTER, POINTER, c.c_char_p], "limit": [POINTER, INT, INT], "launch": [POINTER, *[UINT] * 7, POINTER, POINTER, POINTER], "stream": [POINTER, UINT],
     "wait": [POINTER], "begin": [POINTER, INT], "end": [POINTER, POINTER], "instantiate": [POINTER, POINTER, c.c_ulonglong], "graph": [POINTER, POINTER],
-    "error": [INT, POINTER], "unload": [POINTER], "destroy_stream": [POINTER], "name": [c.c_char_p, INT, INT],
+    "error": [INT, POINTER], "unload": [POINTER], "destroy_stream": [POINTER],
 }  # fmt: skip
 LARGE_SHARED = 48 * 1024
 
