@@ -38,6 +38,7 @@ class CompileOptions:
     target_size: str = ""
     plot: str = ""
     work: str = ""
+    tool_python: str = ""
     lora: tuple[str, ...] = ()
 
 
@@ -70,8 +71,14 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
         if value not in valid:
             raise UsageError(f"{name.replace('_', '-')} cannot be {value!r}", nearest(str(value), valid))
     from .quant.algorithms.registry import parse_algorithm
+    from .quant.tools.tool import find_tool
 
-    parse_algorithm(settings.algorithm)
+    if find_tool(settings.algorithm) is None:
+        parse_algorithm(settings.algorithm)
+        if settings.tool_python:
+            raise UsageError("--tool-python has no effect: the algorithm is llmc's own", "give --algorithm TOOL:METHOD")
+    elif settings.work:
+        raise UsageError(f"--work has no effect on {settings.algorithm}", "leave it out")
     if settings.max_kl is not None and not (isinstance(settings.max_kl, int | float) and 0 <= settings.max_kl < float("inf")):
         raise UsageError(f"max-kl cannot be {settings.max_kl}", "give a divergence in nats, such as 0.05")
     if settings.calibration and not Path(settings.calibration).is_file():
@@ -91,6 +98,8 @@ def _check_auto(settings: CompileOptions) -> None:
             raise UsageError("--quant auto needs something to meet", "give --max-kl X or --target-size SIZE")
         if settings.weights == "none":
             raise UsageError("--quant auto needs the weights", "leave --weights none out")
+        if ":" in settings.algorithm:
+            raise UsageError(f"--quant auto cannot be met by {settings.algorithm}", "use an algorithm of llmc's own")
         if settings.target_size:
             parse_size(settings.target_size)
         if settings.plot and not Path(settings.plot).resolve().parent.is_dir():

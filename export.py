@@ -56,9 +56,13 @@ class _Exporter:
             dtype = self.checkpoint.dtype if settings.dtype == "auto" else settings.dtype
             self.captured, self.imported = front_end(self.checkpoint, dtype, 1, settings.trust_remote_code)
         self.params = parameters(self.checkpoint, self.captured, self.imported)
-        if "rotate" in settings.algorithm:
+        if ":" in settings.algorithm:
             raise UnsupportedError(
-                "rotated weights do not fit the model that other tools build", "use an --algorithm without rotate"
+                f"{settings.algorithm} writes a checkpoint of its own format", "use llmc compile, or the tool itself"
+            )
+        if {"rotate", "hadamard"} & set(settings.algorithm.split("+")):
+            raise UnsupportedError(
+                "turned weights do not fit the model that other tools build", "use an --algorithm without rotate and hadamard"
             )
 
     def parts(self, *, keep_head: bool) -> tuple[dict[str, torch.Tensor], dict[str, tuple[Scheme, Codes]]]:
@@ -141,8 +145,9 @@ class _Exporter:
 
     def dense(self, out: Path) -> int:
         import torch
-        from safetensors.torch import save_file
         from transformers.core_model_loading import revert_weight_conversion
+
+        from .compiler.checkpoint_writer import save_checkpoint
 
         tensors = {}
         found = {name: (scheme, codes, across) for name, scheme, codes, across in self._quantized(keep_head=False)}
@@ -157,11 +162,8 @@ class _Exporter:
                 value = self.params(name)
                 value = value.to(floats[name]) if name in floats else value
             tensors[name] = value.float().contiguous()
-        tensors = {n: t.contiguous() for n, t in revert_weight_conversion(self.captured.model, tensors).items()}
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, out / "model.safetensors", {"format": "pt"})
-        self._describe(out, torch.float32, None)
-        return len(tensors)
+        tensors = revert_weight_conversion(self.captured.model, tensors)
+        return save_checkpoint(out, self.checkpoint, tensors, torch.float32)
 
     def _floats(self) -> dict[str, torch.dtype]:
         """The dtype of each parameter whose scheme is a floating-point one."""
@@ -175,8 +177,8 @@ class _Exporter:
 
     def packed(self, out: Path, form: str) -> int:
         import torch
-        from safetensors.torch import save_file
 
+        from .compiler.checkpoint_writer import save_checkpoint
         from .compiler.ir.reference import TORCH_DTYPE
         from .quant.formats.registry import WRITERS
 
@@ -201,26 +203,7 @@ class _Exporter:
         )
         if "lm_head" not in left and "lm_head" not in found and isinstance(modules.get("lm_head"), torch.nn.Linear):
             left.append("lm_head")
-        settings = writer.config(found, left)
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, out / "model.safetensors", {"format": "pt"})
-        self._describe(out, dtype, settings)
-        return len(tensors)
-
-    def _describe(self, out: Path, dtype: torch.dtype, settings: dict[str, Any] | None) -> None:
-        import copy
-        import json
-
-        config = copy.deepcopy(self.checkpoint.config)
-        config.dtype = dtype
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        config.save_pretrained(out)
-        if settings is not None:
-            where = out / "config.json"
-            where.write_text(json.dumps(json.loads(where.read_text()) | {"quantization_config": settings}, indent=2) + "\n")
-        for name, data in self.checkpoint.tokenizer_files.items():
-            (out / name).write_bytes(data)
+        return save_checkpoint(out, self.checkpoint, tensors, dtype, writer.config(found, left))
 
 
 def _orientation(graph: Graph, value: Value, name: str) -> bool:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .compile_options import CompileOptions, resolve, schemes
 from .errors import CheckpointError, GateFailed, LlmcError, UnsupportedError, UsageError, interrupts
+from .external import quantized_by
+from .quant.tools.tool import find_tool
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -112,7 +115,20 @@ def compile(
         raise UsageError(f"{target} is a folder", "give the name of a file")
     if settings.quant == "auto":
         return _compile_auto(source, target, settings, force, dump_ir, quiet)
-    progress = Progress(quiet)
+    with ExitStack() as held:
+        return _compile(source, target, settings, force, dump_ir, Progress(quiet), held)
+
+
+def _compile(
+    source: str,
+    target: Path,
+    settings: CompileOptions,
+    force: bool,
+    dump_ir: str | Path | None,
+    progress: Progress,
+    held: ExitStack,
+) -> CompileReport:
+    """compile() with its options checked; `held` ends when the artifact is written."""
     from .codegen.emit import emit, expand_targets
     from .quant.formats.registry import open_checkpoint
 
@@ -131,7 +147,17 @@ def compile(
         captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)
     params, adapters = adapted(settings, checkpoint, imported, parameters(checkpoint, captured, imported))
     original = imported, params
-    imported, params = prepared(settings, imported, params)
+    opened, asked, tool = checkpoint, settings, find_tool(settings.algorithm)
+    if tool is not None and settings.weights == "all":
+        with progress.stage("quantize", f"Running {settings.algorithm}"):
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=".llmc-tool-")))
+            tokens = _calibration(settings, checkpoint, imported.graph)
+            checkpoint, settings = quantized_by(
+                *tool, settings, checkpoint, captured, imported, params, tokens, folder, quiet=progress.quiet
+            )
+        params = parameters(checkpoint, captured, imported)
+    else:
+        imported, params = prepared(settings, imported, params)
     with progress.stage("passes", "Running the passes"):
         stored = stored_weights(checkpoint, captured, imported, settings)
         graph = run_passes(imported, settings, dump_ir, stored, cache.scales if cache is not None else {})
@@ -160,16 +186,14 @@ def compile(
             chosen = chosen_codes(settings, checkpoint, imported, params, progress)
             _pack(graph, emitted.weights, params, weights, progress, stored, chosen)
             notes += chosen.warnings if chosen is not None else []
-    files |= _model_files(graph, checkpoint)
-    manifest = _manifest(checkpoint, captured, settings, emitted, entries, files, tools, dtype, kv_dtype, context, weights, graph)
+    files |= _model_files(graph, opened)
+    manifest = _manifest(opened, captured, asked, emitted, entries, files, tools, dtype, kv_dtype, context, weights, graph)
     manifest["notes"] += notes
     if adapters:
         manifest["recipe"]["lora"] = [{"sha256": a.sha256, "scale": a.scale} for a in adapters]
     try:
         with progress.stage("check", "Checking against the original"):
-            manifest["conformance"], manifest["canary"] = _check(
-                target, manifest, files, weights, checkpoint, captured, *original
-            )
+            manifest["conformance"], manifest["canary"] = _check(target, manifest, files, weights, opened, captured, *original)
         _enforce_gate(settings, manifest["conformance"])
         with progress.stage("package", f"Writing {target}"):
             from .runtime.artifact import write_artifact
@@ -313,19 +337,26 @@ def front_end(checkpoint: Checkpoint, dtype: str, context: int, trust_remote_cod
 def prepared(
     settings: CompileOptions, imported: Imported, params: Callable[[str], torch.Tensor]
 ) -> tuple[Imported, Callable[[str], torch.Tensor]]:
-    """The graph and its parameters as the algorithm rotates them before anything is quantized."""
+    """The graph and its parameters as the algorithm turns them before anything is quantized."""
     from .passes.order import raising_passes
+    from .passes.quantize import Quantize
     from .quant.algorithms.registry import parse_algorithm
 
-    algorithm = parse_algorithm(settings.algorithm)
-    if algorithm is None or not algorithm.rotates:
+    algorithm = parse_algorithm(settings.algorithm) if find_tool(settings.algorithm) is None else None
+    if algorithm is None or not (algorithm.rotates or algorithm.transforms):
         return imported, params
+    from .quant.algorithms.hadamard import transformed_inputs
     from .quant.algorithms.rotate import rotated
 
     graph = imported.graph
     for step in raising_passes(imported.buffers):
         graph = step.run(graph)
-    return rotated(imported, graph, params)
+    if algorithm.rotates:
+        imported, params = rotated(imported, graph, params)
+        graph = imported.graph
+    if algorithm.transforms:
+        imported, params = transformed_inputs(imported, graph, params, Quantize(*schemes(settings)).plan(graph))
+    return imported, params
 
 
 def adapted(
@@ -348,8 +379,6 @@ def adapted(
 @contextmanager
 def saved_model(model: PreTrainedModel, tokenizer: Any) -> Iterator[str]:
     """A model in memory as a checkpoint's folder, for the time of the block. A class of one's own becomes known to transformers."""
-    import tempfile
-
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers import PreTrainedModel as Known
 
@@ -454,13 +483,13 @@ def chosen_codes(
     params: Callable[[str], torch.Tensor],
     progress: Progress,
 ) -> Calibrated | None:
-    """The codes that a calibrated algorithm chooses, before any fusion; None for round to nearest."""
+    """The codes that an algorithm chooses from text, before any fusion; None for round to nearest."""
     from .quant.algorithms.registry import parse_algorithm
     from .quant.calibrate import calibrate
 
     default, rules = schemes(settings)
     algorithm = parse_algorithm(settings.algorithm)
-    if algorithm is None:
+    if algorithm is None or not algorithm.sees_text:
         return None
     from .passes.order import raising_passes
     from .passes.quantize import Quantize, calibrated_nodes
@@ -532,15 +561,17 @@ def _manifest(
     from importlib.metadata import PackageNotFoundError, version
 
     from .compiler.report import quantization_report
+    from .quant.algorithms.registry import parse_algorithm
 
     config = checkpoint.config
     parameters = sum(p.numel() for p in captured.model.parameters())
     recipe = {
         k: v
         for k, v in asdict(settings).items()
-        if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work")
+        if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work", "tool_python")
     }
-    if settings.algorithm != "rtn":
+    algorithm = parse_algorithm(settings.algorithm) if find_tool(settings.algorithm) is None else None
+    if settings.algorithm != "rtn" and (algorithm is None or algorithm.sees_text):
         from .quant.calibration_text import calibration_text
 
         text = calibration_text(settings.calibration)
@@ -641,8 +672,6 @@ def _check(
     if not set(held) & set(available_levels()):
         reason = f"none of {', '.join(held)} runs on this machine; check it there with llmc eval --reference"
         return {"skipped": reason}, {}
-    import tempfile
-
     import torch
 
     from .compiler.ir.reference import Context, run

@@ -13,7 +13,7 @@ from ..runtime.sizes import show_size
 from .main import emit
 from .options import as_json, compiling, debug
 
-PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning", "work")
+PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning", "work", "tool_python")
 LATER = {
     "gpu_layers": "--gpu-layers needs a GPU target",
     "tuning": "--tuning tables",
@@ -150,6 +150,7 @@ SCHEMA = {
                 "plot",
                 "tuning",
                 "work",
+                "tool_python",
             ),
             _TEXT,
         ),

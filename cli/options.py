@@ -71,7 +71,13 @@ def compiling(command: F) -> F:
                 default="rtn",
                 show_default=True,
                 metavar="NAME",
-                help="How codes are chosen: rtn (round to nearest), gptq, awq, smoothquant, rotate, or several joined: rotate+awq+gptq.",
+                help="How codes are chosen: rtn (round to nearest), gptq, awq, smoothquant, rotate, or several joined: rotate+awq+gptq; or TOOL:METHOD, such as gptqmodel:awq.",
+            ),
+            click.option(
+                "--tool-python",
+                default="",
+                metavar="PYTHON",
+                help="The interpreter that has the TOOL of --algorithm (default: llmc's own).",
             ),
             click.option(
                 "--calibration",

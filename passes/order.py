@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .fuse_activation import FuseActivation
 from .fuse_attention import FuseAttention
+from .fuse_hadamard import FuseHadamard
 from .fuse_norm import FuseNorm
 from .fuse_residual import FuseResidual
 from .gather_last import GatherLast
@@ -46,6 +47,7 @@ def cpu_passes(buffers: Mapping[str, torch.Tensor], quantize: Quantize | None = 
         quantize or Quantize(),
         FuseActivation(),
         MergeLinears(),
+        FuseHadamard(),
         FuseResidual(),
         FuseAttention(),
         GatherLast(),

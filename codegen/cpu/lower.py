@@ -86,6 +86,7 @@ class CpuLowering(Lowering):
             "experts": set(),
             "halves": set(),
             "modes": set(),
+            "hadamard": set(),
         }
         self.limits = {"k": 64, "shared_row_bytes": 64, "dk": 32, "dv": 32, "attention_rows": 32, "partial_bytes": 64}
 
@@ -200,9 +201,11 @@ class CpuLowering(Lowering):
         act = ACTIVATIONS.index(op.act) + 1 if op.act else 0
         code = f"""linear f = {{
     .w = {{.codes = @0, .scales = {"@1" if scheme.is_coded else "NULL"}, .zeros = {zeros}, .bias = {bias}, .n = {n}, .k = {k}, {_grouping(scheme)}}},
-    .q = {{{ {"rms": 1, "layer": 2}.get(op.norm, 0) }, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {self._rounding(scheme)}, .act = {act}, .gated = {int(op.gated)}, .order = {order}, .global = {scale}}};
+    .q = {{{ {"rms": 1, "layer": 2}.get(op.norm, 0) }, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {self._rounding(scheme)}, .act = {act}, .gated = {int(op.gated)}, .order = {order}, .global = {scale}, .hadamard = {op.hadamard}}};
 linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset}, {ldx}, @3, {width}, {f"(const float *){names['residual']} + {residual[3]}, {residual[2]}" if residual else "NULL, 0"});"""
         self._product(kind, k, scheme)
+        if op.hadamard:
+            self.kinds["hadamard"].add(str(op.hadamard))
         self.call(
             node,
             f"linear_{kind.name}",

@@ -130,7 +130,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         logits_slot=slot_of[lowered.logits.id],
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}
-    headers["step.h"] = environment.get_template("step.h.j2").render(modes=sorted(kinds["modes"]))
+    headers["step.h"] = environment.get_template("step.h.j2").render(modes=sorted(kinds["modes"]), hadamard=kinds["hadamard"])
     return Rendered({"step.c": step, **headers}, lowered, tuple(kernels))
 
 

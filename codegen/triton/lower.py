@@ -391,6 +391,26 @@ class GpuLowering(Lowering):
         self._launch(node, [(x, offset), *vectors, order, buffer, scale], kernel, [[*generic.lanes_of(count), 1]])
         return buffer, scale
 
+    def _transformed(self, node: Node, op: Linear, x: Layout, rows: Dim, ldx: int, offset: int, k: int) -> Layout:
+        """Rows, each block of them times a Hadamard matrix."""
+        if op.norm:
+            raise UnsupportedError(f"a GPU has no kernel for a norm and a transform in one product ({node.scope})")
+        block = op.hadamard
+        y = Layout.dense(self.new_buffer("f32", product((rows, k))), (rows, k))
+        kernel = self._kernel(
+            "rows",
+            "hadamard",
+            ["*fp32", "*fp32"],
+            warps=1,
+            LDX=ldx,
+            K=k,
+            BLOCK=block,
+            STEPS=block.bit_length() - 1,
+            UNIT=block**-0.5,
+        )
+        self._launch(node, [(x, offset), y], kernel, [[*generic.lanes_of(rows), 1], ["1", k, block]])
+        return y
+
     def lower_linear(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Linear)
@@ -414,6 +434,8 @@ class GpuLowering(Lowering):
             else None
         )
         rounding = "int8" if w.int8 else ROUNDINGS[scheme.activations]
+        if op.hadamard:
+            layout, ldx, offset = self._transformed(node, op, layout, rows, ldx, offset, k), k, 0
         x: Any = (layout, offset)
         x_type, scale = "*fp32", None
         if op.norm or order is not None or rounding in ("int8", "int8-values", "fp8"):

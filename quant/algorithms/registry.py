@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SCALINGS: dict[str, type[Scaling]] = {"awq": Awq, "smoothquant": SmoothQuant}
 ROUNDINGS: dict[str, type[Rounding]] = {"rtn": Clipped, "gptq": Gptq}
-ROTATION = "rotate"
-NAMES = (*ROUNDINGS, *SCALINGS, ROTATION)
+ROTATION, TRANSFORM = "rotate", "hadamard"
+NAMES = (*ROUNDINGS, *SCALINGS, ROTATION, TRANSFORM)
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,16 @@ class Algorithm:
     scaling: Scaling | None
     rounding: Rounding
     rotates: bool = False
+    transforms: bool = False
+
+    @property
+    def sees_text(self) -> bool:
+        """Whether codes depend on what reaches the weights."""
+        return self.scaling is not None or not isinstance(self.rounding, Clipped)
 
 
 def parse_algorithm(name: str) -> Algorithm | None:
-    """`rtn` (None: nothing to calibrate), `gptq`, `awq`, `smoothquant`, `rotate`, or several: `rotate+awq+gptq`.
+    """`rtn` (None: nothing to calibrate), `gptq`, `awq`, `smoothquant`, `rotate`, `hadamard`, or several: `rotate+awq+gptq`.
 
     Raises UsageError naming the nearest valid name.
     """
@@ -39,13 +45,16 @@ def parse_algorithm(name: str) -> Algorithm | None:
         if part not in NAMES:
             raise UsageError(f"algorithm cannot be {name!r}", nearest(part, NAMES))
     scalings, roundings = [p for p in parts if p in SCALINGS], [p for p in parts if p in ROUNDINGS]
-    if len(scalings) > 1 or len(roundings) > 1 or parts.count(ROTATION) > 1:
+    if len(scalings) > 1 or len(roundings) > 1 or len(set(parts)) < len(parts):
         raise UsageError(
             f"algorithm cannot be {name!r}: it names two of a kind",
-            "join rotate, one of awq and smoothquant, and one of rtn and gptq",
+            "join rotate, hadamard, one of awq and smoothquant, and one of rtn and gptq",
         )
     if parts == ["rtn"]:
         return None
     return Algorithm(
-        SCALINGS[scalings[0]]() if scalings else None, ROUNDINGS[roundings[0] if roundings else "rtn"](), ROTATION in parts
+        SCALINGS[scalings[0]]() if scalings else None,
+        ROUNDINGS[roundings[0] if roundings else "rtn"](),
+        ROTATION in parts,
+        TRANSFORM in parts,
     )

@@ -22,6 +22,7 @@ CASES = [
     ("llama", {}, 1e-4),
     ("llama", {"quant": "int4:g32", "dtype": "bf16"}, 2e-2),
     ("llama", {"quant": "int4:g64:asym/int8", "dtype": "bf16"}, 2e-2),
+    ("llama", {"quant": "int8", "algorithm": "hadamard", "dtype": "bf16"}, 2e-2),
     ("qwen3", {"quant": "fp8", "dtype": "bf16"}, 2e-2),
     ("gemma2", {"quant": "int3:g32", "dtype": "bf16"}, 2e-2),
     ("gpt2", {"quant": "int8:channel/bf16", "dtype": "bf16"}, 2e-2),
@@ -31,7 +32,9 @@ CASES = [
 """Of the largest logit: float32 sums in other orders; with bfloat16 caches and products, roundings of 2^-8 that fall either way."""
 
 
-@pytest.mark.parametrize(("key", "options", "tolerance"), CASES, ids=[f"{k}-{o.get('quant', 'none')}" for k, o, _ in CASES])
+@pytest.mark.parametrize(
+    ("key", "options", "tolerance"), CASES, ids=[f"{k}-{o.get('quant', 'none')}-{o.get('algorithm', '')}" for k, o, _ in CASES]
+)
 def test_a_plan_computes_what_the_cpu_computes(key, options, tolerance, checkpoint, artifact, random, tmp_path):
     path = artifact(checkpoint(key), target=("cpu:native", "cuda:sm_90"), **options)
     out, seed = tmp_path / "out.npz", int(random.integers(1 << 30))

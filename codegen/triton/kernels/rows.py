@@ -103,6 +103,17 @@ def rope(
 
 
 @triton.jit
+def hadamard(x_ptr, y_ptr, LDX: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr):
+    """Grid (rows, blocks of K): 2^STEPS = BLOCK values times a Hadamard matrix and UNIT, by sums and differences."""
+    t, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + t * LDX + k) * UNIT
+    for i in tl.static_range(STEPS):
+        a, b = tl.split(tl.permute(tl.reshape(x, (BLOCK // (2 << i), 2, 1 << i)), (0, 2, 1)))
+        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (BLOCK,))
+    tl.store(y_ptr + t * K + k, x)
+
+
+@triton.jit
 def argmax(x_ptr, rows_ptr, y_ptr, V: tl.constexpr, BLOCK: tl.constexpr):
     """y[i] = the place of the largest of row rows[i] of x [R, V], the first of equals."""
     i = tl.program_id(0)

@@ -10,6 +10,7 @@ import torch
 from ..op import Op, require
 from ..reference import Context
 from ..types import TensorType
+from .hadamard import Hadamard, transformed
 from .layer_norm import LayerNorm
 from .pointwise import UNARY
 from .rms_norm import RmsNorm
@@ -17,10 +18,11 @@ from .rms_norm import RmsNorm
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """y = act(norm(x) · Wᵀ + bias), or act(gate) ∘ up when `gated`, then `+ residual`.
+    """y = act(h(norm(x)) · Wᵀ + bias), or act(gate) ∘ up when `gated`, then `+ residual`.
 
     Inputs: x [..., K], W [N, K], then what the flags name: norm weight [K], norm bias [K], bias [N], residual like the
-    output. `norm`: "" | "rms" | "layer" (with `eps`), fused into the rounding of x. `gated`: the first N/2 rows are the gate, the rest is up,
+    output. `norm`: "" | "rms" | "layer" (with `eps`), fused into the rounding of x; `hadamard`: the block
+    of the transform h that follows it (0: none). `gated`: the first N/2 rows are the gate, the rest is up,
     and the output is [..., N/2]. `scheme` is what the weight is to be stored in ("" keeps its dtype); `activations`
     is how x is rounded before the product: "" (not at all), "bf16", or "int8" (per token, symmetric, dynamic).
     """
@@ -36,6 +38,7 @@ class Linear(Op):
     eps: float = 0.0
     norm_weight: bool = False
     norm_bias: bool = False
+    hadamard: int = 0
 
     @property
     def operands(self) -> dict[str, int]:
@@ -58,6 +61,8 @@ class Linear(Op):
         require(len(inputs) == len(at), f"linear takes {', '.join(at)}: {len(at)} inputs, got {len(inputs)}")
         require(self.norm in ("", "rms", "layer"), f"unknown norm {self.norm!r}")
         x, w = inputs[:2]
+        if self.hadamard:
+            Hadamard(self.hadamard).infer(x)
         require(len(w.shape) == 2, f"the weight is {w}")
         require(x.shape[-1] == w.shape[1], f"K {x.shape[-1]} != {w.shape[1]}")
         rows = w.shape[0]
@@ -84,6 +89,8 @@ class Linear(Op):
                 else LayerNorm(self.eps, self.norm_weight, self.norm_bias)
             )
             (x,) = norm.reference(ctx, x, *affine)
+        if self.hadamard:
+            x = transformed(x, self.hadamard)
         if self.activations == "int8":
             scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
             x = torch.round(x / scale).clamp(-127, 127) * scale
