@@ -16,7 +16,7 @@ help:
 	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
 	@echo "make plans  what large models need, from their configurations alone"
 	@echo "make test-formats   compile every checkpoint that other tools wrote, not a tenth of them"
-	@echo "make test-interop   other people's tools load what llmc exports (installs them first)"
+	@echo "make test-interop   other people's tools load what llmc exports and judge what it serves (installs them first)"
 	@echo "make gpu-prepare   compile what the next two need, with no GPU; then, on a machine with one:"
 	@echo "make gpu-check gpu-bench   compare the device's logits with the CPU's; time it"
 	@echo "make sanitize   kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -56,15 +56,16 @@ test-formats: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto tests/quant/test_formats.py --all-formats $(PYTEST_ARGS)
 
 INTEROP := .build/interop
-$(INTEROP)/.ready: constraints.txt
+$(INTEROP)/.ready: constraints.txt Makefile
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.23.0 accelerate optimum compressed-tensors==0.20.0 llama-cpp-python==0.3.36
 	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check device-smi logbar tokenicer pypcre dill maturin defuser kernels pillow torchao==0.18.0
 	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check --no-deps gptqmodel==7.7.0
+	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.23.0 'lm_eval[api]==0.4.13'
 	touch $@
 
 test-interop: $(STAMP) $(INTEROP)/.ready
-	$(BIN)/python -m pytest -q tests/quant/test_interop.py --interop $(abspath $(INTEROP))/bin/python $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q tests/quant/test_interop.py tests/clients --interop $(abspath $(INTEROP))/bin/python $(PYTEST_ARGS)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/codegen/test_sanitizers.py --sanitize

@@ -56,6 +56,15 @@ def random(request: Any) -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
+def interop_python(request: Any) -> str:
+    """An interpreter with other people's tools, which run there through a worker script."""
+    found = request.config.getoption("--interop")
+    if not found:
+        pytest.skip("needs --interop PYTHON, an interpreter with other people's tools: make test-interop")
+    return found
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: Any) -> Callable[..., Path]:
     """checkpoint(key, dtype=…, **config fields) → the folder of a tiny random model."""
     from models import save_checkpoint

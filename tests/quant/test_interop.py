@@ -22,14 +22,6 @@ CASES = [  # the divergence allowed, in nats: where activations are rounded as w
 
 
 @pytest.fixture(scope="module")
-def python(request):
-    found = request.config.getoption("--interop")
-    if not found:
-        pytest.skip("needs --interop PYTHON, an interpreter with other people's tools: make test-interop")
-    return found
-
-
-@pytest.fixture(scope="module")
 def source(tmp_path_factory):
     where = tiny.save_model(tmp_path_factory.mktemp("interop"), hidden_size=128, intermediate_size=256, head_dim=32)
     tiny.save_tokenizer(where)
@@ -37,13 +29,13 @@ def source(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("form", "quant", "allowed"), CASES)
-def test_other_tools_compute_the_same(python, source, tmp_path, form, quant, allowed):
+def test_other_tools_compute_the_same(interop_python, source, tmp_path, form, quant, allowed):
     export(source, tmp_path / "x", form, quant=quant)
     plain = () if form == "gguf" else ("*embed*=f32", "lm_head=f32")
     export(source, tmp_path / "dense", "dense", quant=quant, scheme=plain)
     worker = str(Path(__file__).parent / "interop_worker.py")
     out = tmp_path / "logits.npy"
-    subprocess.run([python, worker, form, str(tmp_path / "x"), json.dumps(IDS), str(out)], check=True)
+    subprocess.run([interop_python, worker, form, str(tmp_path / "x"), json.dumps(IDS), str(out)], check=True)
     wanted = original_logits(tmp_path / "dense", IDS)
     assert divergence(wanted, np.load(out)).mean() < allowed
     assert divergence(original_logits(source, IDS), wanted).mean() > 1e-6, "nothing was quantized"

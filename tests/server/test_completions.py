@@ -186,6 +186,23 @@ def test_echo_repeats_the_prompt_and_scores_it(idle, model):
     assert alone["finish_reason"] == "length"
 
 
+def test_scoring_a_prompt_as_evaluation_harnesses_do(idle):
+    """They take the scores of all but the last token, which is generated, and a text for greedy if each is the best to the bit."""
+    ids = idle.complete(PROMPT)["choices"][0]["token_ids"]
+    context = idle.post("/tokenize", {"prompt": PROMPT})["tokens"]
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    prompts = [context + ids, [*context, *ids[:-1], (ids[-1] + 1) % 300], context + ids[:3]]
+    for bias in ({}, {"logit_bias": {"2": 100}}):
+        made = idle.post("/v1/completions", {**body, **bias, "prompt": prompts})["choices"]
+        assert [c["finish_reason"] for c in made] == (["stop"] if bias else ["length"]) * 3
+        for prompt, choice, greedy in zip(prompts, made, (True, False, True), strict=True):
+            scores, best = choice["logprobs"]["token_logprobs"], choice["logprobs"]["top_logprobs"]
+            assert len(scores) == len(best) == len(prompt) + 1
+            rest = range(len(context), len(prompt))
+            assert all(scores[i] == max(best[i].values()) for i in rest) is greedy
+            assert scores[len(context) : len(context) + 3] == made[0]["logprobs"]["token_logprobs"][len(context) :][:3]
+
+
 def test_echo_of_a_long_prompt_is_scored_whole(idle, model):
     ids = model.tokenizer.encode(tiny.TEXT)[:900]
     scores = idle.complete(ids, echo=True, logprobs=0, max_tokens=0)["choices"][0]["logprobs"]["token_logprobs"]
