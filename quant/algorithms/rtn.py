@@ -1,8 +1,8 @@
-"""Round to nearest: each group's scale from its own range."""
+"""Round to nearest: each group's scale from its own range, clipped where that lowers the squared error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from ..levels import levels_of
 from ..scheme import Scheme
 
 SMALLEST_HALF = 2.0**-24
+SHARES = (1.0, 0.95, 0.8)  # of a group's range
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Codes:
 def quantize(weight: torch.Tensor, scheme: Scheme) -> Codes:
     """weight [N, K] of any float dtype → Codes; a last group may be short.
 
-    Scales are rounded to how they are stored before the codes are chosen. For symmetric groups of 6 bits or fewer the better,
-    by squared error, of the ranges ±max and (largest value → lowest code) is taken.
+    Scales are rounded to how they are stored before the codes are chosen. For integers of 6 bits or fewer, several ranges are
+    tried, each group's scale is then fitted to its codes, and the least squared error wins.
     """
     w = weight.float()
     n, k = w.shape
@@ -50,43 +51,52 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> Codes:
     groups = -(-k // size)
     padded = torch.nn.functional.pad(w, (0, groups * size - k)).reshape(n, groups, size)
     cut = lambda codes: codes.to(torch.uint8).reshape(n, groups * size)[:, :k].contiguous()  # noqa: E731
-    if scheme.asymmetric:
-        codes, scale, zero = asymmetric_codes(padded, scheme)
-        return Codes(cut(codes), scale, zero)
-    most = shared(padded.abs().amax(-1), scheme)
     if not scheme.is_integer:
         levels = levels_of(scheme.kind)
-        scale = stored_scale(float_scale(most, scheme, levels), scheme)
+        scale = stored_scale(float_scale(shared(padded.abs().amax(-1), scheme), scheme, levels), scheme)
         return Codes(cut(nearest_level(padded * inverse(scale)[..., None], scheme.kind)), scale)
-    top = (1 << (scheme.bits - 1)) - 1
-    candidates = [most / top]
-    if scheme.bits < 8 and not scheme.share:
-        candidates.append(padded.gather(-1, padded.abs().argmax(-1, keepdim=True))[..., 0] / -(top + 1))
-    low = -top if scheme.bits == 8 else -(top + 1)
-    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-    for candidate in candidates:
-        scale = stored_scale(candidate, scheme)
-        codes = torch.round(padded * inverse(scale)[..., None]).clamp(low, top)
-        error = (codes * scale[..., None] - padded).square().sum(-1)
-        best = (codes, scale, error) if best is None else _better(best, (codes, scale, error))
+    best: tuple[torch.Tensor, ...] | None = None
+    fits = scheme.bits < 8 and not scheme.share
+    for scale, zero in _ranges(padded, scheme, SHARES if fits else (1.0,)):
+        if fits:
+            values = _codes(padded, scale, zero, scheme) - zero[..., None]
+            fitted = (padded * values).sum(-1) / values.square().sum(-1).clamp(min=1.0)
+            scale = stored_scale(torch.where(fitted == 0, scale, fitted), scheme)
+        codes = _codes(padded, scale, zero, scheme)
+        found = (codes, scale, zero, ((codes - zero[..., None]) * scale[..., None] - padded).square().sum(-1))
+        best = found if best is None else _better(best, found)
     assert best is not None
-    return Codes(cut(best[0] + top + 1), best[1])
+    return Codes(cut(best[0]), best[1], best[2] if scheme.asymmetric else None)
 
 
-def _better(
-    a: tuple[torch.Tensor, torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    wins = b[2] < a[2]
-    return torch.where(wins[..., None], b[0], a[0]), torch.where(wins, b[1], a[1]), torch.where(wins, b[2], a[2])
-
-
-def asymmetric_codes(padded: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[N, G, size] → codes, scales [N, G], zeros [N, G] for the range that holds all values and zero."""
+def _ranges(padded: torch.Tensor, scheme: Scheme, shares: tuple[float, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """[N, G, size] → scales and zero points [N, G] for these shares of each group's range; symmetric ones of fewer than 8 bits are
+    ±max and (largest value → lowest code)."""
     top = (1 << scheme.bits) - 1
-    low, high = shared(padded.amin(-1).clamp(max=0), scheme, torch.amin), shared(padded.amax(-1).clamp(min=0), scheme)
-    scale = stored_scale((high - low) / top, scheme)
-    zero = torch.round(-low * inverse(scale)).clamp(0, top)
-    return (torch.round(padded * inverse(scale)[..., None]) + zero[..., None]).clamp(0, top), scale, zero
+    if scheme.asymmetric:
+        low, high = shared(padded.amin(-1).clamp(max=0), scheme, torch.amin), shared(padded.amax(-1).clamp(min=0), scheme)
+        for share in shares:
+            scale = stored_scale(share * (high - low) / top, scheme)
+            yield scale, torch.round(-share * low * inverse(scale)).clamp(0, top)
+        return
+    most = shared(padded.abs().amax(-1), scheme)
+    middle = torch.full_like(most, float(1 << (scheme.bits - 1)))
+    for share in shares:
+        yield stored_scale(share * most / (top // 2), scheme), middle
+        if scheme.bits < 8 and not scheme.share:
+            largest = padded.gather(-1, padded.abs().argmax(-1, keepdim=True))[..., 0]
+            yield stored_scale(share * largest / -(top // 2 + 1), scheme), middle
+
+
+def _codes(padded: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    least = 1 if scheme.bits == 8 and not scheme.asymmetric else 0  # eight symmetric bits end at ±127
+    return torch.round(padded * inverse(scale)[..., None]).add_(zero[..., None]).clamp_(least, (1 << scheme.bits) - 1)
+
+
+def _better(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """For each group whichever has the smaller error, which stands last."""
+    wins = b[-1] < a[-1]
+    return tuple(torch.where(wins[..., None] if x.ndim == 3 else wins, y, x) for x, y in zip(a, b, strict=True))
 
 
 def float_scale(most: torch.Tensor, scheme: Scheme, levels: torch.Tensor) -> torch.Tensor:

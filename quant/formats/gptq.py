@@ -40,10 +40,11 @@ class Gptq(Format):
         return {**self.config, **found} if isinstance(found, dict) else self.config
 
     def read(self, weight: str, parts: Parts) -> Stored:
-        by_optimum = any(
-            str(q).startswith("optimum") for q in (self.config.get("meta") or {}).get("quantizer", ())
-        )  # its `format` is not what it saves
-        form = str(self.config.get("checkpoint_format") or ("" if by_optimum else self.config.get("format")) or "")
+        by_optimum = any(str(q).startswith("optimum") for q in (self.config.get("meta") or {}).get("quantizer", ()))
+        stale = by_optimum and self.config.get(
+            "sym", True
+        )  # it saves such with zero points of version 1, whatever its `format` says
+        form = str(self.config.get("checkpoint_format") or ("" if stale else self.config.get("format")) or "")
         form = "marlin" if self.config.get("is_marlin_format") else form
         if form not in FORMATS:
             raise UnsupportedError(f"GPTQ checkpoints in the {form} format are not supported", "save it as gptq")

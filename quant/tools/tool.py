@@ -1,7 +1,8 @@
 """Other people's quantizers, each run by an interpreter that has it: `--algorithm TOOL:METHOD`.
 
-A tool is one Python file, in this folder or behind an entry point of the group `llmc.quantizers`. It is imported for its constants,
-and run as a script, with the path of a request, by the interpreter that has the tool; so it imports nothing of llmc.
+A tool is one Python file, in this folder or behind an entry point of the group `llmc.quantizers`, with METHODS, PACKAGES that it
+needs, INSTALL for a person, refusal() and quantize(). It is imported here for all but the last, and by worker.py in the interpreter that
+has the tool; so it imports nothing of llmc.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from types import ModuleType
 from ...errors import EnvironmentLacks, UnsupportedError, UsageError, nearest
 from ..scheme import Scheme
 
-RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+NOT_TOOLS = ("tool", "worker")
+WORKER = Path(__file__).with_name("worker.py")
 HAS = "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(n) is None for n in sys.argv[1:]))"
 ERROR_LINES = 3
 
@@ -47,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool: `methods` it has, Python packages it needs, how to `install` them; `refusal` says why it cannot do a request."""
+    """One tool, by the name that --algorithm gives it."""
 
     name: str
     script: Path
@@ -81,7 +83,7 @@ class Tool:
         log = folder / "tool.log"
         with log.open("wb") as stream:
             shown = stream if quiet else subprocess.PIPE
-            command = [python, "-c", RUN, str(self.script), str(where)]
+            command = [python, str(WORKER), str(self.script), str(where)]
             with subprocess.Popen(command, cwd=folder, stdout=shown, stderr=subprocess.STDOUT) as process:
                 try:
                     while process.stdout is not None and (part := process.stdout.read1(1 << 16)):  # type: ignore[attr-defined]
@@ -104,7 +106,7 @@ def catalog() -> dict[str, Tool]:
 
     package = importlib.import_module(__package__ or "")
     names = [info.name for info in pkgutil.iter_modules(package.__path__)]
-    modules = {n: importlib.import_module(f"{package.__name__}.{n}") for n in names if n != "tool"}
+    modules = {n: importlib.import_module(f"{package.__name__}.{n}") for n in names if n not in NOT_TOOLS}
     modules |= {entry.name: entry.load() for entry in entry_points(group="llmc.quantizers")}
     found = {}
     for name, module in modules.items():
