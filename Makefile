@@ -59,13 +59,13 @@ INTEROP := .build/interop
 $(INTEROP)/.ready: constraints.txt Makefile
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.23.0 accelerate optimum compressed-tensors==0.20.0 llama-cpp-python==0.3.36
-	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check device-smi logbar tokenicer pypcre dill maturin defuser kernels pillow torchao==0.18.0
+	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check device-smi logbar tokenicer pypcre dill maturin defuser kernels pillow threadpoolctl torchao==0.18.0
 	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check --no-deps gptqmodel==7.7.0
 	$(INTEROP)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.23.0 'lm_eval[api]==0.4.13'
 	touch $@
 
 test-interop: $(STAMP) $(INTEROP)/.ready
-	$(BIN)/python -m pytest -q tests/quant/test_interop.py tests/clients --interop $(abspath $(INTEROP))/bin/python $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q tests/quant/test_interop.py tests/quant/test_tools.py tests/clients --interop $(abspath $(INTEROP))/bin/python $(PYTEST_ARGS)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/codegen/test_sanitizers.py --sanitize

@@ -80,7 +80,8 @@ class Gptq:
         scales = grid.scales.T.contiguous()
         index = torch.arange(k) // size
         diagonal = h.diagonal()
-        for sweep in range(self.sweeps):
+        sweeps = self.sweeps if grid.scheme.bits < 8 else 1  # eight bits leave codes nothing to gain
+        for sweep in range(sweeps):
             slope = h @ (weight.T - (codes - zeros[index]) * scales[index])
             for g in range(groups):
                 part = slice(g * size, min((g + 1) * size, k))
@@ -89,7 +90,7 @@ class Gptq:
                 slope -= h[:, part] @ change
                 scales[g], zeros[g] = scale, zero
             inverses = inverse(scales)
-            if sweep + 1 == self.sweeps:
+            if sweep + 1 == sweeps:
                 break
             for start in range(0, k, BLOCK):
                 end = min(start + BLOCK, k)

@@ -57,7 +57,9 @@ def check(w, scheme):
         # steps of 2⁻²⁴ at least: half of one times the largest code.
         slack = most * 2.0**-11 * 1.01 + (2.0**-24 * (1 << scheme.bits) / 2 if scheme.group else 1e-12)
         if scheme.bits < 8:  # ranges are clipped where that lowers the squared error, which it must never raise
-            assert (np.sum(error**2, 1) <= np.sum(plain_error(part, scheme) ** 2, 1) * (1 + 1e-4) + np.sum((part * 2.0**-22) ** 2, 1)).all()
+            assert (
+                np.sum(error**2, 1) <= np.sum(plain_error(part, scheme) ** 2, 1) * (1 + 1e-4) + np.sum((part * 2.0**-22) ** 2, 1)
+            ).all()
         else:
             assert (error <= step * 0.5 + slack + (step * 0.51 if scheme.asymmetric else 0)).all(), (error.max(), step.max())
         assert (back[:, columns][part == 0] == 0).all(), "zero is not exact"

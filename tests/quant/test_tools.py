@@ -92,3 +92,23 @@ def test_a_missing_tool_says_how_to_install_it(source, tmp_path, monkeypatch):
     monkeypatch.setattr(own_tool, "PACKAGES", ("no_such_package",))
     with pytest.raises(EnvironmentLacks, match="pip install numpy"):
         compiled(source, tmp_path / "a.llmc", algorithm="own-tool:nearest")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "quant"),
+    [
+        ("gptqmodel:gptq", "int4:g32"),
+        ("gptqmodel:gptq", "int3:g32:asym"),
+        ("gptqmodel:awq", "int4:g32:asym"),
+        ("gptqmodel:rtn", "int4:g32"),
+        ("optimum:gptq", "int4:g32"),
+        ("optimum:gptq", "int8:g32:asym/bf16"),
+    ],
+)
+def test_tools_of_others_choose_codes(interop_python, source, tmp_path, algorithm, quant):
+    """Their codes are near enough to the weights: nearer than those of one bit fewer, rounded to nearest."""
+    report = compiled(source, tmp_path / "a.llmc", algorithm=algorithm, quant=quant, tool_python=interop_python)
+    bits = int(quant[3])
+    fewer = compiled(source, tmp_path / "b.llmc", quant=quant.replace(str(bits), str(6 if bits == 8 else bits - 1), 1))
+    assert any(scheme.startswith(quant[:4]) for scheme in report.quant.values())
+    assert report.conformance["kl_mean"] < fewer.conformance["kl_mean"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from ..op import Op, require
 from ..reference import Context
 from ..types import TensorType
+
+FACTOR = 32  # the largest of the small matrices
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,21 @@ class Hadamard(Op):
 
 
 def transformed(x: torch.Tensor, block: int) -> torch.Tensor:
-    """x [..., K] with each `block` values transformed, in x's dtype."""
-    y = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:-1], -1, block)
-    half = 1
-    while half < block:
-        pairs = y.reshape(*y.shape[:-1], -1, 2, half)
-        y = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(y.shape)
-        half *= 2
-    return (y * block**-0.5).reshape(x.shape).to(x.dtype)
+    """x [..., K] with each `block` values transformed, in x's dtype. The matrix is a Kronecker product of small ones."""
+    y, inner = x.to(torch.promote_types(x.dtype, torch.float32)), 1
+    while inner < block:  # values `inner` apart, brought together
+        size = min(block // inner, FACTOR)
+        matrix = sylvester(size).to(y.dtype) * size**-0.5
+        y = y.reshape(-1, size, inner).transpose(1, 2).reshape(-1, size) @ matrix
+        y = y.reshape(-1, inner, size).transpose(1, 2)
+        inner *= size
+    return y.reshape(x.shape).to(x.dtype)
+
+
+@cache
+def sylvester(size: int) -> torch.Tensor:
+    """The Hadamard matrix [size, size] of ±1 float64, `size` a power of two."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while matrix.shape[0] < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
