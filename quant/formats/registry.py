@@ -22,10 +22,11 @@ from .gguf import OWN_VALUES, dequantized, stored_blocks
 from .gptq import Gptq, GptqWriter
 from .hqq import Hqq
 from .mxfp4 import Mxfp4
+from .quanto import Quanto
 from .torchao import TorchAo
 from .writer import Writer
 
-FORMATS: tuple[type[Format], ...] = (Gptq, Awq, CompressedTensors, Fp8, Mxfp4, BitsAndBytes, Hqq, TorchAo)
+FORMATS: tuple[type[Format], ...] = (Gptq, Awq, CompressedTensors, Fp8, Mxfp4, BitsAndBytes, Hqq, TorchAo, Quanto)
 
 WRITERS: dict[str, type[Writer]] = {w.name: w for w in (CompressedTensorsWriter, GptqWriter, AwqWriter)}
 
