@@ -103,6 +103,8 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         "dot_tables": DOT_TABLES,
     }
     attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
+    if lowered.limits["index_bytes"]:
+        attention += environment.get_template("indexer.c.j2").render(kv_kinds=sorted(kinds["kv"]))
     kv = sorted(kinds["kv"] - {"f32"})
     limits = lowered.limits
     step = environment.get_template("step.c.j2").render(
@@ -127,6 +129,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         max_dv=limits["dv"],
         shared_row_bytes=limits["shared_row_bytes"],
         partial_bytes=limits["partial_bytes"],
+        index_bytes=limits["index_bytes"],
         logits_slot=slot_of[lowered.logits.id],
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}

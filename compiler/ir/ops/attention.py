@@ -19,7 +19,8 @@ class Attention(Op):
     q [1,T,H,D], k [1,T,G,D], v [1,T,G,Dv], sinks [H] when `sinks` → [1,T,H,Dv]; head h reads key head h // (H/G).
     `window`: only the last `window` positions; `chunk`: only positions of the same chunk; `softcap`: c·tanh(s/c) of the
     scores; `sinks`: a score a head that takes part in the softmax and has no value; `slopes`: ALiBi slopes [H] added as
-    slope · (key position − query position). `cache` is the index of the layer's key/value cache.
+    slope · (key position − query position); `selected`: of those positions only the ones in [1,T,K], int32 that ascend and end in
+    -1 where they are fewer. Optional inputs stand in this order. `cache` is the index of the layer's key/value cache.
     `k_scale`, `v_scale`: the step of a cache of 8-bit numbers (0: each position has its own); they do not change what is computed.
     """
 
@@ -34,14 +35,19 @@ class Attention(Op):
     slopes: bool = False
     k_scale: float = 0.0
     v_scale: float = 0.0
+    selected: bool = False
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
-        require(len(inputs) == 3 + self.sinks + self.slopes, "attention takes q, k, v, and the sinks and slopes its flags name")
+        count = 3 + self.sinks + self.slopes + self.selected
+        require(len(inputs) == count, "attention takes q, k, v, and the sinks, slopes and selected positions its flags name")
         q, k, v = inputs[:3]
         require(len(q.shape) == 4 and len(k.shape) == 4 and len(v.shape) == 4, f"attention of {q}, {k}, {v}")
         require(q.shape[3] == k.shape[3], f"head dims {q.shape[3]} != {k.shape[3]}")
         h, g = q.shape[2], k.shape[2]
         require(isinstance(h, int) and isinstance(g, int) and h % g == 0 and g == v.shape[2], f"{h} query heads on {g} key heads")
+        if self.selected:
+            chosen = inputs[-1]
+            require(len(chosen.shape) == 3 and chosen.shape[:2] == q.shape[:2] and chosen.dtype == "i32", f"selected positions {chosen}")
         return (q.with_shape((*q.shape[:3], v.shape[3])),)
 
     def reference(self, ctx: Context, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -56,12 +62,19 @@ class Attention(Op):
                 q[:, rows].to(wide),
                 k[:, rows].to(wide).repeat_interleave(group, 0),
                 v[:, rows].to(wide).repeat_interleave(group, 0),
-                inputs[3:],
+                inputs[3 : 3 + self.sinks + self.slopes],
+                inputs[-1][0, rows] if self.selected else None,
             ).to(q.dtype)
         return (out.transpose(0, 1)[None],)
 
     def _one(
-        self, positions: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: tuple[torch.Tensor, ...]
+        self,
+        positions: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        extra: tuple[torch.Tensor, ...],
+        selected: torch.Tensor | None,
     ) -> torch.Tensor:
         scores = q @ k.transpose(1, 2) * self.scale
         if self.softcap:
@@ -74,6 +87,9 @@ class Attention(Op):
             allowed = allowed & (key > query - self.window)
         if self.chunk:
             allowed = allowed & (key // self.chunk == query // self.chunk)
+        if selected is not None:
+            there = torch.zeros(len(positions), int(positions.max()) + 2, dtype=torch.bool)
+            allowed = allowed & there.scatter_(1, selected.long() + 1, True)[:, positions + 1]
         scores = scores.masked_fill(~allowed, float("-inf"))
         if self.sinks:
             sink = extra[0].to(q.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
