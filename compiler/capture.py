@@ -91,11 +91,15 @@ class _Best(NamedTuple):
 
 @dataclass
 class Captured:
-    """An exported model: the program, the model on the meta device, and the values of its non-persistent buffers by name."""
+    """An exported model: the program, the model on the meta device, and the values of its non-persistent buffers by name.
+
+    `context`: how many positions a sequence has at most.
+    """
 
     program: ExportedProgram
     model: PreTrainedModel
     buffers: dict[str, torch.Tensor]
+    context: int
     gates: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -409,7 +413,7 @@ def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str,
         program = _export(step, (ids, ids.clone(), rows), context)
     if not step.takes_positions:
         notes.append("the model computes its own positions")
-    return Captured(program, model, buffers, {**_recorder.gates, **gates}, notes)
+    return Captured(program, model, buffers, context, {**_recorder.gates, **gates}, notes)
 
 
 @contextlib.contextmanager

@@ -1012,8 +1012,12 @@ def _rms_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[
 
 def _attention(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
     q, k, v, _layer, scale, window, chunk, softcap, sinks, causal, selected = args
-    if selected is not None and not any(selected in n.outputs and isinstance(n.op, BestKeys) for n in im.nodes):
-        raise UnsupportedError(f"attention to positions that are not the best keys of its own sequence{im.place()}")
+    if selected is not None:
+        best = next((n.op for n in im.nodes if selected in n.outputs), None)
+        if not isinstance(best, BestKeys):
+            raise UnsupportedError(f"attention to positions that are not the best keys of its own sequence{im.place()}")
+        if best.k >= im.captured.context:
+            selected = None  # all of them, always
     q, k, v = (im.emit(Permute((0, 2, 1, 3)), t) for t in (q, k, v))
     cache = len(im.caches)
     im.caches[cache, ""] = cache

@@ -29,6 +29,8 @@ from ..packing import ROUNDING, Kind, kind_of, tile_bytes, why_not_faster
 from . import generic
 
 OAI = 100
+FEW_HEADS = 8
+"""A token's score is 0 where no head agrees with it: one in 2^heads, by chance."""
 KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8", "fp8": "e4m3"}
 
 
@@ -443,6 +445,8 @@ index_{self.kv_kind}(s, tid, &f);"""
         padded, rows = -(-width // 32) * 32, -(-heads // 4) * 4
         self.limits["index_bytes"] = max(self.limits["index_bytes"], 4 * (rows * (padded + 32) + 4 * op.k + 256))
         self.call(node, f"index_{self.kv_kind}", code, pointers)
+        if heads < FEW_HEADS:
+            self.report(node, f"with {heads} heads many scores are exactly 0: of equal ones the earlier tokens are taken")
 
     # --- layers with a state ------------------------------------------------------------------------------------------
 
