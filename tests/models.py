@@ -80,8 +80,26 @@ MODELS: dict[str, dict[str, Any]] = {
         **ALTERNATE,
         **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0),
     },
+    "glm_moe_dsa": {
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 24,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "n_group": 2,
+        "topk_group": 1,
+        "indexer_types": ["full", "shared", "full"],
+        "index_topk": 8,
+        "index_n_heads": 16,
+        "index_head_dim": 16,
+    },
 }
-DENSE = tuple(k for k in MODELS if k not in ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss"))
+DENSE = tuple(k for k in MODELS if k not in ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "glm_moe_dsa"))
 _NAMED_OTHERWISE = (
     "hidden_size",
     "intermediate_size",
