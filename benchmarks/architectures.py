@@ -24,7 +24,11 @@ OLD_NAMES = ("gpt2", "gptj", "bloom", "mpt", "dbrx", "gpt_bigcode", "codegen", "
 VISION: dict[str, Any] = {'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'image_size': 32, 'patch_size': 16}  # fmt: skip
 QWEN_VISION: dict[str, Any] = {'hidden_size': 32, 'intermediate_size': 48, 'depth': 1, 'num_heads': 2, 'out_hidden_size': 64}  # fmt: skip
 
-INDEXER: dict[str, Any] = {'index_topk': 8, 'index_n_heads': 16, 'index_head_dim': 16}  # fewer heads give many scores of exactly 0: eager's choice among equal ones is its sort's
+INDEXER: dict[str, Any] = {
+    "index_topk": 8,
+    "index_n_heads": 16,
+    "index_head_dim": 16,
+}  # fewer heads give many scores of exactly 0: eager's choice among equal ones is its sort's
 DOTS3: dict[str, Any] = {
     'layer_types': ['indexed_attention', 'sliding_attention'], 'sliding_window': 8, 'num_key_value_heads': 4, 'head_dim': 24, 'q_lora_rank': 32, 'kv_lora_rank': 32, 'qk_nope_head_dim': 16,
     'qk_rope_head_dim': 8, 'v_head_dim': 24, 'swa_num_attention_heads': 4, 'swa_num_key_value_heads': 4, 'swa_q_lora_rank': 32, 'swa_kv_lora_rank': 32, 'swa_head_dim': 24, 'swa_qk_nope_head_dim': 16, 'swa_v_head_dim': 16,

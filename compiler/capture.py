@@ -59,9 +59,10 @@ class Mask:
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         given = [*args, *(kwargs or {}).values()]
         name = getattr(func, "__name__", str(func))
-        if name == "masked_fill" and isinstance(given[0], torch.Tensor) and isinstance(given[1], Mask) and given[1].inverted:
-            if isinstance(given[2], int | float) and given[2] <= -1e4:
-                return VisibleScores(given[0], ~given[1])
+        if name == "masked_fill" and len(given) == 3:
+            scores, mask, value = given
+            if isinstance(mask, Mask) and mask.inverted and isinstance(value, int | float) and value <= -1e4:
+                return VisibleScores(scores, ~mask)
         raise UnsupportedError(f"{name} of the attention's mask is not supported")
 
 
@@ -77,7 +78,7 @@ class VisibleScores:
         self.scores = scores
         self.shape = (*scores.shape[:-1], sys.maxsize)
 
-    def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> _Best:  # noqa: A002
+    def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> _Best:
         if dim not in (-1, self.scores.ndim - 1) or not largest or self.scores.ndim != 3:
             raise UnsupportedError(f"the best {k} keys are chosen along dimension {dim} of scores {tuple(self.scores.shape)}")
         return _Best(torch.ops.llmc.best_keys(self.scores, k))
@@ -223,7 +224,17 @@ def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, val
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer = getattr(module, "layer_idx", None)
     out = torch.ops.llmc.attention(
-        query, key, value, -1 if layer is None else int(layer), scale, mask.window, mask.chunk, softcap, s_aux, mask.causal, indices
+        query,
+        key,
+        value,
+        -1 if layer is None else int(layer),
+        scale,
+        mask.window,
+        mask.chunk,
+        softcap,
+        s_aux,
+        mask.causal,
+        indices,
     )
     return out, None
 

@@ -84,7 +84,9 @@ def _region(anchor: Node, graph: Graph) -> _Region | None:
             stack.extend(v for v in node.inputs if _tokens(v) > 1)
     outside = {v.name: v for n in inside.values() for v in n.inputs if v.name not in inside and v.name not in static}
     outside = {name: v for name, v in outside.items() if _tokens(v) == 1}
-    products = [n for n in inside.values() if isinstance(n.op, Matmul) and all(_source(v, made).name in outside for v in n.inputs)]
+    products = [
+        n for n in inside.values() if isinstance(n.op, Matmul) and all(_source(v, made).name in outside for v in n.inputs)
+    ]
     if len(products) != 1 or len(outside) != 3:
         return None
     left, right = products[0].inputs
@@ -111,7 +113,13 @@ def _heads(region: _Region) -> int | None:
     """J, where the operands' dimensions are those of an indexer: [T,J,E] or [J,T,E], [T,E] or [E,T], [T,J] or [J,T]; else None."""
     token, width = Sym("T"), region.width
     query, key, weight = _sizes(region.query), _sizes(region.key), _sizes(region.weight)
-    if token not in query or token not in key or token not in weight or query[-1] != width or sorted(map(str, key)) != sorted((str(token), str(width))):
+    if (
+        token not in query
+        or token not in key
+        or token not in weight
+        or query[-1] != width
+        or sorted(map(str, key)) != sorted((str(token), str(width)))
+    ):
         return None
     heads = [d for d in query[:-1] if d != token]
     if len(heads) > 1 or [d for d in weight if d != token] != heads:
@@ -127,7 +135,9 @@ def _identify(region: _Region, probe: Probe) -> float | None:
     alpha = None
     for seed in (0, 1):
         draw = [probe.random(v, TOKENS, 3 * seed + i) for i, v in enumerate((region.query, region.key, region.weight))]
-        got = probe.evaluate(region.scores, dict(zip((region.query, region.key, region.weight), draw, strict=True)), torch.arange(TOKENS))
+        got = probe.evaluate(
+            region.scores, dict(zip((region.query, region.key, region.weight), draw, strict=True)), torch.arange(TOKENS)
+        )
         q = _token_first(draw[0], region.query).reshape(TOKENS, heads, region.width)
         k, w = (_token_first(t, v).reshape(TOKENS, -1) for t, v in zip(draw[1:], (region.key, region.weight), strict=True))
         plain = torch.einsum("tj,tjs->ts", w, torch.relu(torch.einsum("tje,se->tjs", q, k)))
@@ -149,10 +159,14 @@ def _operands(rewriter: Rewriter, node: Node, region: _Region) -> list[Value]:
     """q [1,T,J,E], key [1,T,1,E], weight [1,T,J]."""
     heads = _heads(region)
     operands = []
-    for value, shape in ((region.query, (1, Sym("T"), heads, region.width)), (region.key, (1, Sym("T"), 1, region.width)), (region.weight, (1, Sym("T"), heads))):
+    for value, shape in (
+        (region.query, (1, Sym("T"), heads, region.width)),
+        (region.key, (1, Sym("T"), 1, region.width)),
+        (region.weight, (1, Sym("T"), heads)),
+    ):
         at = value.type.shape.index(Sym("T"))
         order = (at, *(i for i in range(len(value.type.shape)) if i != at))
         if order != tuple(range(len(order))):
-            (value,) = rewriter.add_as(node, Permute(order), (value,))  # noqa: PLW2901
+            (value,) = rewriter.add_as(node, Permute(order), (value,))
         operands.append(rewriter.add_as(node, View(",".join(map(str, shape))), (value,))[0])
     return operands

@@ -90,7 +90,15 @@ class CpuLowering(Lowering):
             "halves": set(),
             "modes": set(),
         }
-        self.limits = {"k": 64, "shared_row_bytes": 64, "dk": 32, "dv": 32, "attention_rows": 32, "partial_bytes": 64, "index_bytes": 0}
+        self.limits = {
+            "k": 64,
+            "shared_row_bytes": 64,
+            "dk": 32,
+            "dv": 32,
+            "attention_rows": 32,
+            "partial_bytes": 64,
+            "index_bytes": 0,
+        }
 
     def run(self) -> Lowered:
         logits = self.walk()

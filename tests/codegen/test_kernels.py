@@ -245,7 +245,9 @@ def test_indexer(heads, width, k, kv_dtype, tmp_path, random):
     chosen = b.add(op, q, key, weight)
     b.out("chosen", b.add(Cast("f32"), chosen))
     large = [random.normal(size=(TOKENS, n)).astype(np.float32) for n in (4 * 16, 2 * 16, 2 * 16)]
-    operands = [b.add(View(f"1,T,{n},16"), b.table(f"large{n}{i}", x)) for i, (n, x) in enumerate(zip((4, 2, 2), large, strict=True))]
+    operands = [
+        b.add(View(f"1,T,{n},16"), b.table(f"large{n}{i}", x)) for i, (n, x) in enumerate(zip((4, 2, 2), large, strict=True))
+    ]
     attention = FusedAttention(1, scale, selected=True)
     b.out("attended", b.add(View("1,T,64"), b.add(attention, *operands, chosen)))
     program = Program(b, tmp_path, kv_dtype)

@@ -308,7 +308,7 @@ def test_best_keys(draw):
     for t in range(T):
         seen = [s for s in range(t + 1) if sequences[s] == sequences[t]]
         best = sorted(seen, key=lambda s, t=t: (-float(scores[0, t, s]), s))[:2]
-        wanted.append((sorted(int(positions[s]) for s in best) + [-1, -1])[:2])
+        wanted.append([*sorted(int(positions[s]) for s in best), -1, -1][:2])
     got = run("best_keys", scores, k=2, positions=positions, sequences=sequences)
     assert got.tolist() == [wanted] and wanted[3] == [0, 1]
     assert run("best_keys", scores, k=9)[0, 2].tolist() == [0, 1, 2, -1, -1, -1, -1, -1, -1]

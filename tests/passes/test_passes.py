@@ -90,7 +90,13 @@ def golden(name):
 
     def at(front_end):
         imported = front_end(
-            {"raise_activation": "gpt2", "raise_attention": "bloom", "raise_positions": "trocr", "raise_indexer": "glm_moe_dsa"}.get(name, "llama"), "bf16"
+            {
+                "raise_activation": "gpt2",
+                "raise_attention": "bloom",
+                "raise_positions": "trocr",
+                "raise_indexer": "glm_moe_dsa",
+            }.get(name, "llama"),
+            "bf16",
         )[2]
         graph = imported.graph
         for step in cpu_passes(imported.buffers, Quantize("int4")):

@@ -25,7 +25,11 @@ def raised(imported, graph=None):
 def test_layers_that_share_a_choice_read_one_indexer(front_end):
     graph = raised(front_end("glm_moe_dsa")[2])
     first, second = graph.find("indexer")
-    assert (first.op.k, first.inputs[0].type.shape[2:], first.op.scale) == (8, (16, 16), 0.25) and first.op.cache != second.op.cache
+    assert (first.op.k, first.inputs[0].type.shape[2:], first.op.scale) == (
+        8,
+        (16, 16),
+        0.25,
+    ) and first.op.cache != second.op.cache
     assert [n.inputs[-1] for n in graph.find("attention")] == [first.output, first.output, second.output]
     assert not list(graph.find("best_keys"))
     refuse_unserved(graph)

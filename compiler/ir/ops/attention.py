@@ -47,7 +47,10 @@ class Attention(Op):
         require(isinstance(h, int) and isinstance(g, int) and h % g == 0 and g == v.shape[2], f"{h} query heads on {g} key heads")
         if self.selected:
             chosen = inputs[-1]
-            require(len(chosen.shape) == 3 and chosen.shape[:2] == q.shape[:2] and chosen.dtype == "i32", f"selected positions {chosen}")
+            require(
+                len(chosen.shape) == 3 and chosen.shape[:2] == q.shape[:2] and chosen.dtype == "i32",
+                f"selected positions {chosen}",
+            )
         return (q.with_shape((*q.shape[:3], v.shape[3])),)
 
     def reference(self, ctx: Context, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

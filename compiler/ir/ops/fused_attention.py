@@ -45,7 +45,14 @@ class FusedAttention(Op):
     @property
     def operands(self) -> dict[str, int]:
         """Where each operand stands among the inputs, by name."""
-        flags = {"table": self.rope, "q_norm": self.q_norm, "k_norm": self.k_norm, "sinks": self.sinks, "slopes": self.slopes, "selected": self.selected}
+        flags = {
+            "table": self.rope,
+            "q_norm": self.q_norm,
+            "k_norm": self.k_norm,
+            "sinks": self.sinks,
+            "slopes": self.slopes,
+            "selected": self.selected,
+        }
         return {n: i for i, n in enumerate(["q", "k", "v", *(n for n, there in flags.items() if there)])}
 
     @property
