@@ -80,6 +80,7 @@ MODELS: dict[str, dict[str, Any]] = {
         **ALTERNATE,
         **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0),
     },
+    "doge": {"num_experts": 16},
     "glm_moe_dsa": {
         "num_hidden_layers": 3,
         "num_key_value_heads": 4,
