@@ -408,6 +408,12 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
             if name in at:
                 extra.append(f".{name} = @{len(pointers)}")
                 pointers.append(self._any_pointer(self.layout(at[name]).buffer) if name == "table" else self.vector(at[name]))
+        if "relative" in at:
+            near = self.heads(at["relative"])
+            extra.append(
+                f".relative = (const float *)@{len(pointers)} + {near[5]}, .ldr = {near[3]}, .ldrh = {near[4]}, .extent = {at['relative'].type.shape[3]}"
+            )
+            pointers.append(self._any_pointer(near[0].buffer))
         if "selected" in at:
             extra.append(f".selected = @{len(pointers)}, .choices = {at['selected'].type.shape[2]}")
             pointers.append(self.pointer(self.dense(at["selected"]).buffer))
