@@ -81,6 +81,20 @@ MODELS: dict[str, dict[str, Any]] = {
         **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0),
     },
     "doge": {"num_experts": 16},
+    "inkling_text": {
+        **HEAD16,
+        "layer_types": ["hybrid_sliding", "hybrid"],
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 16,
+        "sliding_window_size": 8,
+        "d_rel": 8,
+        "rel_extent": 16,
+        "moe_intermediate_size": 48,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+    },
     "glm_moe_dsa": {
         "num_hidden_layers": 3,
         "num_key_value_heads": 4,
@@ -100,7 +114,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "index_head_dim": 16,
     },
 }
-DENSE = tuple(k for k in MODELS if k not in ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "glm_moe_dsa"))
+DENSE = tuple(k for k in MODELS if k not in ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "glm_moe_dsa", "inkling_text"))
 _NAMED_OTHERWISE = (
     "hidden_size",
     "intermediate_size",

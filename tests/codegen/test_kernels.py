@@ -270,6 +270,30 @@ def test_indexer(heads, width, k, kv_dtype, tmp_path, random):
     program.close()
 
 
+@pytest.mark.parametrize(("heads", "groups", "extent", "window"), [(4, 2, 1, 0), (6, 6, 17, 0), (4, 1, 90, 33)])
+def test_attention_with_scores_by_distance(heads, groups, extent, window, tmp_path, random):
+    """Against the op's own definition in float64, the prompt in one step, in parts, and token by token."""
+    b, length, size = Builder(), 100, 20
+    op = FusedAttention(0, size**-0.5, window, relative=True)
+    shapes = [(heads, size), (groups, size), (groups, size), (heads, extent)]
+    data = [random.normal(size=(TOKENS, h * d)).astype(np.float32) for h, d in shapes]
+    operands = [b.add(View(f"1,T,{h},{d}"), b.table(f"x{i}", x)) for i, (x, (h, d)) in enumerate(zip(data, shapes, strict=True))]
+    b.out("y", b.add(View(f"1,T,{heads * size}"), b.add(op, *operands)))
+    program = Program(b, tmp_path)
+    tokens = random.permutation(TOKENS)[:length]
+    results = []
+    for way in ([length], [1] * length, [33, 1, 31, 35]):
+        starts = np.cumsum([0, *way[:-1]])
+        results.append(
+            np.concatenate([program.run(tokens[at : at + n], int(at))["y"] for at, n in zip(starts, way, strict=True)])
+        )
+    given = [torch.as_tensor(x[tokens]).double().reshape(1, length, *s) for x, s in zip(data, shapes, strict=True)]
+    wanted = op.reference(Context.single(length, wide=torch.float64), *given)[0].reshape(length, -1).numpy()
+    assert np.abs(results[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert all(r.tobytes() == results[0].tobytes() for r in results[1:]), "parts differ from the whole"
+    program.close()
+
+
 ATTENTION = {
     "plain": {},
     "rope": {"rope": True},

@@ -261,14 +261,16 @@ def test_rotation_is_complex_multiplication(interleaved, offset, draw):
         {"slopes": True},
         {"window": 2, "softcap": 1.0, "sinks": True, "slopes": True},
         {"causal": False},
+        {"relative": True},
         {"selected": True},
-        {"window": 3, "sinks": True, "slopes": True, "selected": True},
+        {"window": 3, "sinks": True, "slopes": True, "relative": True, "selected": True},
     ],
     ids=str,
 )
 def test_attention_one_query_at_a_time(options, draw):
     """Two packed sequences; every query by itself, with a loop over its keys."""
     q, k, v, sinks, slopes = draw(1, T, 4, 5), draw(1, T, 2, 5), draw(1, T, 2, 3), draw(4), draw(4)
+    relative = draw(1, T, 4, 2)
     positions, sequences = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 1])
     selected = torch.tensor([[[0, -1], [0, 1], [1, -1], [1, 3], [0, -1], [0, -1]]], dtype=torch.int32)
     wanted = torch.zeros(1, T, 4, 3, dtype=torch.float64)
@@ -290,11 +292,14 @@ def test_attention_one_query_at_a_time(options, draw):
                     score = options["softcap"] * np.tanh(score / options["softcap"])
                 if options.get("slopes"):
                     score += float(slopes[h]) * (c - p)
+                if options.get("relative") and p - c < 2:
+                    score += float(relative[0, t, h, p - c])
                 weights.append(np.exp(score))
                 values.append(v[0, s, h // 2])
             total = sum(weights) + (np.exp(float(sinks[h])) if options.get("sinks") else 0)
             wanted[0, t, h] = sum(w / total * x for w, x in zip(weights, values, strict=True))
-    extra = [x for n, x in (("sinks", sinks), ("slopes", slopes), ("selected", selected)) if options.get(n)]
+    given = (("sinks", sinks), ("slopes", slopes), ("relative", relative), ("selected", selected))
+    extra = [x for n, x in given if options.get(n)]
     same(run("attention", q, k, v, *extra, cache=0, scale=0.3, positions=positions, sequences=sequences, **options), wanted)
     same(run("fused_attention", q, k, v, *extra, cache=0, scale=0.3, positions=positions, sequences=sequences, **options), wanted)
 
@@ -360,7 +365,7 @@ WRONG = [
     ("softmax", [(2, 3)], {"dim": 2, "log": False, "dtype": "f32"}), ("reduce", [(2, 3)], {"fn": "sum", "dims": (2,), "keepdim": True, "dtype": "f32"}), ("reduce", [(2, 3)], {"fn": "median", "dims": (1,), "keepdim": True, "dtype": "f32"}),
     ("attention", [(1, 6, 4, 5), (1, 6, 3, 5), (1, 6, 3, 5)], {"cache": 0, "scale": 1.0}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 6), (1, 6, 2, 6)], {"cache": 0, "scale": 1.0}), ("pointwise", [(2, 3), (2, 4)], {"fn": "add", "dtype": "f32"}),
     ("best_keys", [(1, 6, 5)], {"k": 2}), ("best_keys", [(1, 6, 6)], {"k": 0}), ("indexer", [(1, 6, 3, 5), (1, 6, 3, 5), (1, 6, 3)], {"cache": 0, "k": 2}), ("indexer", [(1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 2)], {"cache": 0, "k": 2}),
-    ("indexer", [(1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 3)], {"cache": 0, "k": 2, "scale": -1.0}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 5), (1, 6, 2, 5), (1, 6, 2)], {"cache": 0, "scale": 1.0, "selected": True}),
+    ("indexer", [(1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 3)], {"cache": 0, "k": 2, "scale": -1.0}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 5), (1, 6, 2, 5), (1, 6, 2)], {"cache": 0, "scale": 1.0, "selected": True}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 5), (1, 6, 2, 5), (1, 6, 2, 3)], {"cache": 0, "scale": 1.0, "relative": True}),
     ("pointwise", [(2, 3)], {"fn": "add", "dtype": "f32"}), ("pointwise", [(2, 3)], {"fn": "nope", "dtype": "f32"}), ("pointwise", [(2, 3)], {"fn": "exp", "dtype": "f99"}), ("cast", [(2, 3)], {"dtype": "f99"}), ("rope", [(1, 6, 2, 4), (1, 6, 2, 3)], {}),
     ("index_select", [(2, 3), (2,)], {"dim": 0}), ("embedding", [(2, 3), (2,)], {}), ("experts", [(6, 8), (6, 2), (6, 2), (4, 5, 9), (4, 8, 5)], {"act": "silu"}), ("experts", [(6, 8), (6, 2), (6, 2), (4, 10, 8), (4, 8, 4)], {"act": "silu", "gate": "halves"}),
     ("experts", [(6, 8), (6, 2), (6, 2), (4, 5, 8), (4, 8, 5)], {"act": "nope"}), ("gather", [(2, 3), (2, 3)], {"dim": 1}), ("cumsum", [(2, 3)], {"dim": 2}), ("fused_attention", [(1, 6, 4, 8), (1, 6, 2, 8), (1, 6, 2, 8), (1, 6, 2, 9)], {"cache": 0, "scale": 1.0, "rope": True}),
