@@ -137,10 +137,11 @@ def _region(softmax: Node, graph: Graph) -> _Region | None:
 
 
 def _gain(node: Node, data: set[str]) -> bool:
-    """Whether data are multiplied by a number that depends on the position: what it is far away, the first positions do not say."""
+    """Whether data are multiplied by a number of each token's position: what it is far away, the first positions do not say. (A number
+    of each pair may be a mask.)"""
     others = [v for v in node.inputs if v.name not in data]
     product = isinstance(node.op, Pointwise) and node.op.fn in ("mul", "div", "pow")
-    return product and any(isinstance(d, Sym) for v in others for d in v.type.shape)
+    return product and any(sum(isinstance(d, Sym) for d in v.type.shape) == 1 for v in others)
 
 
 def _of_one_token(value: Value, made: dict[str, Node], data: set[str]) -> tuple[Value, bool] | None:
