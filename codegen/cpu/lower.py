@@ -451,14 +451,14 @@ attend_{self.kv_kind}(s, tid, &a);"""
             self._any_pointer(weight[0].buffer),
             self.pointer(out.buffer),
         ]
-        self.caches.append(Cache(1, width, 0, self.kv_kind))
+        self.caches.append(Cache(1, width, 0, "f32"))
         code = f"""indexer f = {{.cache = @0, .q = (const float *)@1 + {q[5]}, .ldq = {q[3]}, .ldqh = {q[4]}, .key = (const float *)@2 + {key[5]}, .ldk = {key[3]}, .weight = (const float *)@3 + {weight[3]}, .ldw = {weight[2]}, .out = @4,
     .heads = {heads}, .width = {width}, .k = {op.k}, .scale = {float(op.scale).hex()}f}};
-index_{self.kv_kind}(s, tid, &f);"""
-        self.kinds["float"].add(self.kv_kind)
+index_keys(s, tid, &f);"""
+        self.kinds["kv"].add("f32")
         padded, rows = -(-width // 32) * 32, -(-heads // 4) * 4
         self.limits["index_bytes"] = max(self.limits["index_bytes"], 4 * (rows * (padded + 32) + 4 * op.k + 256))
-        self.call(node, f"index_{self.kv_kind}", code, pointers)
+        self.call(node, "index_keys", code, pointers)
         if heads < FEW_HEADS:
             self.report(node, f"with {heads} heads many scores are exactly 0: of equal ones the earlier tokens are taken")
 

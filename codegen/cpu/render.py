@@ -24,7 +24,7 @@ from .lower import Call, Lowered, lower
 
 ABI = 4
 TEMPLATES = Path(__file__).parent / "templates"
-HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h", "recurrence.h")
+HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h", "recurrence.h", "indexer.h")
 AMX_KINDS = (
     "bf16",
     "i8",
@@ -103,8 +103,6 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         "dot_tables": DOT_TABLES,
     }
     attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
-    if lowered.limits["index_bytes"]:
-        attention += environment.get_template("indexer.c.j2").render(kv_kinds=sorted(kinds["kv"]))
     kv = sorted(kinds["kv"] - {"f32"})
     limits = lowered.limits
     step = environment.get_template("step.c.j2").render(

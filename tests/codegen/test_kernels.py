@@ -232,13 +232,13 @@ def test_experts(text, tmp_path, random):
     program.close()
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "int8"])
 @pytest.mark.parametrize(("heads", "width", "k"), [(1, 20, 1), (5, 33, 7), (16, 64, 24), (3, 8, 60), (2, 8, 300)])
 def test_indexer(heads, width, k, kv_dtype, tmp_path, random):
     """Against the op's own definition on small whole numbers, so that scores are exact and many are equal; and the attention that reads
     the list. The prompt in one step, in parts, and token by token."""
     b, length = Builder(), 120
-    numbers = [random.integers(-2, 3, (TOKENS, n)).astype(np.float32) for n in (heads * width, width, heads)]
+    numbers = [random.integers(-9, 10, (TOKENS, n)).astype(np.float32) // 3 for n in (heads * width, width, heads)]
     shapes = [f"1,T,{heads},{width}", f"1,T,1,{width}", f"1,T,{heads}"]
     op, scale = Indexer(0, k, 0.5), 0.3
     q, key, weight = (b.add(View(s), b.table(f"index{i}", x)) for i, (s, x) in enumerate(zip(shapes, numbers, strict=True)))
@@ -263,7 +263,7 @@ def test_indexer(heads, width, k, kv_dtype, tmp_path, random):
     assert np.array_equal(results[0]["chosen"], wanted[0].numpy())
     given = [torch.as_tensor(x[tokens]).double().reshape(1, length, -1, 16) for x in large]
     attended = attention.reference(context, *given, wanted)[0].reshape(length, 64).numpy()
-    assert np.abs(results[0]["attended"] - attended).max() <= (1e-5 if kv_dtype == "f32" else 4e-2) * np.abs(attended).max()
+    assert np.abs(results[0]["attended"] - attended).max() <= (1e-5 if kv_dtype == "f32" else 5e-2) * np.abs(attended).max()
     for result in results[1:]:
         for name, got in result.items():
             assert got.tobytes() == results[0][name].tobytes(), f"{name}: parts differ from the whole"

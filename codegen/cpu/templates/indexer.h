@@ -1,7 +1,8 @@
 /* The indexer of sparse attention: for each token the positions whose scores are largest.
  *
  * Cost model: bytes = the keys of the context once a token; operations = 2·J·E a position, and a few to keep the best. A token is
- * computed by one thread. Its keys lie in the paged cache, as those of an attention with one key head and no values.
+ * computed by one thread. Its keys lie in the paged cache, as those of an attention with one key head and no values, and always in
+ * float32: rounding a key changes which tokens are seen.
  *
  * A position's score depends on its key and on the token alone, and the order of positions is total (the larger score, then the
  * lower position). So the list is the same however a sequence is cut into steps. */
@@ -41,12 +42,11 @@ static uint32_t keep_largest(uint32_t *key, int32_t *at, int n, int k) {
     return least;
 }
 
-{% for kind in kv_kinds %}
-static void index_{{ kind }}(step *s, int tid, const indexer *f) {
+static void index_keys(step *s, int tid, const indexer *f) {
     const attention keys = {.cache = f->cache, .k = f->key, .v = f->key, .ldk = f->ldk, .groups = 1, .dk = f->width};
-    kv_write_{{ kind }}(s, tid, &keys);
+    kv_write_f32(s, tid, &keys);
     meet(s);
-    const size_t block_bytes = kv_{{ kind }}_head_bytes(f->width, 0);
+    const size_t block_bytes = kv_f32_head_bytes(f->width, 0);
     const int ldq = (f->width + 31) / 32 * 32, rows = (f->heads + 3) / 4 * 4, room = 2 * f->k + KV_BLOCK;
     float *q = (float *)private_scratch(s, tid), *score = q + (size_t)rows * ldq;
     uint32_t *key = (uint32_t *)(score + (size_t)rows * KV_BLOCK);
@@ -65,9 +65,6 @@ static void index_{{ kind }}(step *s, int tid, const indexer *f) {
             for (int j = 0; j < f->heads; j++) {
                 memcpy(q + (size_t)j * ldq, f->q + t * f->ldq + j * f->ldqh, (size_t)f->width * 4);
                 for (int d = f->width; d < ldq; d++) q[(size_t)j * ldq + d] = 0.0f;
-{% if kind in ("bf16", "i8") %}
-                for (int d = 0; d < ldq; d += 16) store16(q + (size_t)j * ldq + d, round_bf16(load16(q + (size_t)j * ldq + d)));
-{% endif %}
             }
             int found = 0;
             uint32_t least = 0;        /* what a further position must exceed: it comes after all that are kept */
@@ -77,15 +74,12 @@ static void index_{{ kind }}(step *s, int tid, const indexer *f) {
                     const int mr = f->heads - j < 4 ? f->heads - j : 4;
                     const float *x[4]; float *o[4];
                     for (int r = 0; r < 4; r++) { x[r] = q + (size_t)(j + (r < mr ? r : 0)) * ldq; o[r] = score + (size_t)(j + (r < mr ? r : 0)) * KV_BLOCK; }
-                    scores_{{ kind }}(block, x, mr, f->width, o);
+                    scores_f32(block, x, mr, f->width, o);
                 }
                 for (int h = 0; h < KV_BLOCK && b + h <= p; h += 16) {
                     v16 sum = splat(0.0f);
                     for (int j = 0; j < f->heads; j++) {
                         v16 v = load16(score + (size_t)j * KV_BLOCK + h);
-{% if kind in ("i8", "e4m3") %}
-                        v = v * load16(kv_{{ kind }}_scales(block, f->width, 0) + h);
-{% endif %}
                         sum = fma16(max16(v * splat(f->scale), splat(0.0f)), splat(f->weight[t * f->ldw + j]), sum);
                     }
                     float each[16];
@@ -107,4 +101,3 @@ static void index_{{ kind }}(step *s, int tid, const indexer *f) {
         }
     }
 }
-{% endfor %}
