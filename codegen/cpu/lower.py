@@ -98,6 +98,7 @@ class CpuLowering(Lowering):
             "attention_rows": 32,
             "partial_bytes": 64,
             "index_bytes": 0,
+            "index_list_bytes": 0,
         }
 
     def run(self) -> Lowered:
@@ -457,7 +458,8 @@ attend_{self.kv_kind}(s, tid, &a);"""
 index_keys(s, tid, &f);"""
         self.kinds["kv"].add("f32")
         padded, rows = -(-width // 32) * 32, -(-heads // 4) * 4
-        self.limits["index_bytes"] = max(self.limits["index_bytes"], 4 * (rows * (padded + 32) + 4 * op.k + 256))
+        self.limits["index_bytes"] = max(self.limits["index_bytes"], 4 * (rows * (padded + 32) + 6 * op.k + 256))
+        self.limits["index_list_bytes"] = max(self.limits["index_list_bytes"], 4 * (1 + 2 * op.k))
         self.call(node, "index_keys", code, pointers)
         if heads < FEW_HEADS:
             self.report(node, f"with {heads} heads many scores are exactly 0: of equal ones the earlier tokens are taken")

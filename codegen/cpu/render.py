@@ -128,6 +128,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         shared_row_bytes=limits["shared_row_bytes"],
         partial_bytes=limits["partial_bytes"],
         index_bytes=limits["index_bytes"],
+        index_list_bytes=limits["index_list_bytes"],
         logits_slot=slot_of[lowered.logits.id],
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}
