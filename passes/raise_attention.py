@@ -177,7 +177,7 @@ def _per_head(region: _Region, tensor: torch.Tensor, heads: int) -> torch.Tensor
 
 
 def _by_distance(region: _Region, tensor: torch.Tensor, heads: int) -> torch.Tensor | None:
-    """The relative scores as [H,T,E], where their dimensions are T and E, with or without H between or before."""
+    """The relative scores as [H,T,L], where their dimensions are T and L, with or without H between or before."""
     assert region.bias is not None
     sizes = [d for d in region.bias.type.shape[:-1] if d != 1]
     if sizes not in ([Sym("T")], [Sym("T"), heads], [heads, Sym("T")]):
@@ -367,7 +367,7 @@ def _with_bias(rewriter: Rewriter, node: Node, bias: Value, query: Value, key: V
 
 
 def _relative(rewriter: Rewriter, node: Node, bias: Value, query: Value) -> Value:
-    """Scores by distance [1,T,H,E] for queries [1,T,H,D]."""
+    """Scores by distance [1,T,H,L] for queries [1,T,H,D]."""
     heads, extent = query.type.shape[2], bias.type.shape[-1]
     sizes = [d for d in bias.type.shape[:-1] if d != 1]
     if sizes[0] == Sym("T"):

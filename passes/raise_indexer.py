@@ -1,6 +1,6 @@
 """The indexer of sparse attention that a model writes out: recognised by what it computes, not by how it is written.
 
-The anchor is `best_keys`. Its scores must be Σ_j w[t,j] · relu(α · q[t,j]·k[s]): the values with one token dimension that they are
+The anchor is `best_keys`. Its scores must be Σ_h w[t,h] · relu(α · q[t,h]·k[s]): the values with one token dimension that they are
 made of are given random numbers, and only where the scores are those of the op is the region replaced.
 """
 
@@ -34,15 +34,15 @@ class _Region:
     """One indexer's operands, and the size of its heads: each value has one token dimension."""
 
     scores: Value
-    query: Value  # T, J and E in some order
-    key: Value  # T and E
-    weight: Value  # T and J
+    query: Value  # T, H and D in some order
+    key: Value  # T and D
+    weight: Value  # T and H
     width: int
 
 
 @dataclass(frozen=True)
 class RaiseIndexer(Pass):
-    """best_keys(Σ_j w · relu(α · q·kᵀ)) over all pairs of tokens → indexer."""
+    """best_keys(Σ_h w · relu(α · q·kᵀ)) over all pairs of tokens → indexer."""
 
     name: ClassVar[str] = "raise_indexer"
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
@@ -110,7 +110,7 @@ def _sizes(value: Value) -> list[Dim]:
 
 
 def _heads(region: _Region) -> int | None:
-    """J, where the operands' dimensions are those of an indexer: [T,J,E] or [J,T,E], [T,E] or [E,T], [T,J] or [J,T]; else None."""
+    """H, where the operands' dimensions are those of an indexer: [T,H,D] or [H,T,D], [T,D] or [D,T], [T,H] or [H,T]; else None."""
     token, width = Sym("T"), region.width
     query, key, weight = _sizes(region.query), _sizes(region.key), _sizes(region.weight)
     if (
@@ -156,7 +156,7 @@ def _token_first(tensor: torch.Tensor, value: Value) -> torch.Tensor:
 
 
 def _operands(rewriter: Rewriter, node: Node, region: _Region) -> list[Value]:
-    """q [1,T,J,E], key [1,T,1,E], weight [1,T,J]."""
+    """q [1,T,H,D], key [1,T,1,D], weight [1,T,H]."""
     heads = _heads(region)
     operands = []
     for value, shape in (

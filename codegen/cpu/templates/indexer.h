@@ -1,6 +1,6 @@
 /* The indexer of sparse attention: for each token the positions whose scores are largest.
  *
- * Cost model: bytes = the keys of the context once a token; operations = 2·J·E a position, and a few to keep the best. A token is
+ * Cost model: bytes = the keys of the context once a token; operations = 2·H·D a position, and a few to keep the best. A token is
  * computed by one thread, but the only token of a long sequence by all: each takes a range of blocks, and their lists are joined. Keys lie in the paged cache, as those of an attention with one key head and no values, and always in
  * float32: rounding a key changes which tokens are seen.
  *

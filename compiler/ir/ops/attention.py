@@ -19,8 +19,8 @@ class Attention(Op):
     q [1,T,H,D], k [1,T,G,D], v [1,T,G,Dv], sinks [H] when `sinks` → [1,T,H,Dv]; head h reads key head h // (H/G).
     `window`: only the last `window` positions; `chunk`: only positions of the same chunk; `softcap`: c·tanh(s/c) of the
     scores; `sinks`: a score a head that takes part in the softmax and has no value; `slopes`: ALiBi slopes [H] added as
-    slope · (key position − query position); `relative`: [1,T,H,E], where [t,h,d] is added to the score of the key d positions
-    before the query (nothing from E on); `selected`: of those positions only the ones in [1,T,K], int32 that ascend and end in
+    slope · (key position − query position); `relative`: [1,T,H,L], where [t,h,d] is added to the score of the key d positions
+    before the query (nothing from L on); `selected`: of those positions only the ones in [1,T,k], int32 that ascend and end in
     -1 where they are fewer. Optional inputs stand in this order. `cache` is the index of the layer's key/value cache.
     `k_scale`, `v_scale`: the step of a cache of 8-bit numbers (0: each position has its own); they do not change what is computed.
     """

@@ -20,8 +20,8 @@ class FusedAttention(Op):
     """attention(rope(norm(q)), rope(norm(k)), v), each step where its flag says so; the fields are those of the parts.
 
     Inputs: q [1,T,H,D], k [1,T,G,D], v [1,T,G,Dv], then what the flags name, in this order: rope table, q norm weight [D],
-    k norm weight [D], sinks [H], slopes [H], relative scores [1,T,H,E],
-    selected positions [1,T,K].
+    k norm weight [D], sinks [H], slopes [H], relative scores [1,T,H,L],
+    selected positions [1,T,k].
     """
 
     name: ClassVar[str] = "fused_attention"

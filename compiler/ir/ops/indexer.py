@@ -15,9 +15,9 @@ from .best_keys import best_positions
 
 @dataclass(frozen=True)
 class Indexer(Op):
-    """The positions of the `k` tokens s up to t whose score Σ_j weight[t,j] · relu(scale · q[t,j]·key[s]) is largest.
+    """The positions of the `k` tokens s up to t whose score Σ_h weight[t,h] · relu(scale · q[t,h]·key[s]) is largest.
 
-    q [1,T,J,E], key [1,T,1,E], weight [1,T,J] → int32 [1,T,k]. Tokens see those of their own sequence up to themselves. Positions
+    q [1,T,H,D], key [1,T,1,D], weight [1,T,H] (the indexer's own heads) → int32 [1,T,k]. Tokens see those of their own sequence up to themselves. Positions
     ascend; ties take the lower one; -1 fills up where a token sees fewer than `k`. `cache` is the index of the keys' cache.
     Source: DeepSeek-V3.2-Exp (the lightning indexer of DeepSeek Sparse Attention).
     """
