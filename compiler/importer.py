@@ -73,7 +73,10 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         if node.op == "call_function" and node not in needed and not node.users:  # what only assertions read
             program.graph.erase_node(node)
     program.graph_module.recompile()
-    program = program.run_decompositions({})
+    try:
+        program = program.run_decompositions({})
+    except RuntimeError as error:
+        raise UnsupportedError(f"torch cannot take this model's forward apart: {str(error).splitlines()[0]}") from error
     for _ in range(4):
         targets = {
             n.target for n in program.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
