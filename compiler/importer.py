@@ -73,10 +73,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         if node.op == "call_function" and node not in needed and not node.users:  # what only assertions read
             program.graph.erase_node(node)
     program.graph_module.recompile()
-    try:
-        program = program.run_decompositions({})
-    except RuntimeError as error:
-        raise UnsupportedError(f"torch cannot take this model's forward apart: {str(error).splitlines()[0]}") from error
+    program = _apart(program, {})
     for _ in range(4):
         targets = {
             n.target for n in program.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
@@ -89,8 +86,15 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         }
         if not table:
             return program
-        program = program.run_decompositions(table)
+        program = _apart(program, table)
     return program
+
+
+def _apart(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram:
+    try:
+        return program.run_decompositions(table)
+    except RuntimeError as error:
+        raise UnsupportedError(f"torch cannot take this model's forward apart: {str(error).splitlines()[0]}") from error
 
 
 def handler_of(name: str) -> Handler | None:
