@@ -24,6 +24,17 @@ OLD_NAMES = ("gpt2", "gptj", "bloom", "mpt", "dbrx", "gpt_bigcode", "codegen", "
 VISION: dict[str, Any] = {'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'image_size': 32, 'patch_size': 16}  # fmt: skip
 QWEN_VISION: dict[str, Any] = {'hidden_size': 32, 'intermediate_size': 48, 'depth': 1, 'num_heads': 2, 'out_hidden_size': 64}  # fmt: skip
 
+INDEXER: dict[str, Any] = {
+    "index_topk": 8,
+    "index_n_heads": 16,
+    "index_head_dim": 16,
+}  # fewer heads give many scores of exactly 0: eager's choice among equal ones is its sort's
+DOTS3: dict[str, Any] = {
+    'layer_types': ['indexed_attention', 'sliding_attention'], 'sliding_window': 8, 'num_key_value_heads': 4, 'head_dim': 24, 'q_lora_rank': 32, 'kv_lora_rank': 32, 'qk_nope_head_dim': 16,
+    'qk_rope_head_dim': 8, 'v_head_dim': 24, 'swa_num_attention_heads': 4, 'swa_num_key_value_heads': 4, 'swa_q_lora_rank': 32, 'swa_kv_lora_rank': 32, 'swa_head_dim': 24, 'swa_qk_nope_head_dim': 16, 'swa_v_head_dim': 16,
+    'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'shared_experts_intermediate_size': 48, 'first_k_dense_replace': 1, **INDEXER,
+}  # fmt: skip
+
 CONFIGS: dict[str, dict[str, Any]] = {
     'llama': {'head_dim': 16},
     'llama@llama3': {'head_dim': 16, 'rope_parameters': {'rope_theta': 10000.0, 'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 64}},
@@ -67,7 +78,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'gpt_oss': {'head_dim': 16, 'num_local_experts': 8, 'num_experts_per_tok': 2, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'], 'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 64, 'beta_fast': 32.0, 'beta_slow': 1.0, 'rope_theta': 10000.0}},
     'deepseek_v2': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'topk_method': 'group_limited_greedy', 'num_key_value_heads': 4},
     'deepseek_v3': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4},
-    'deepseek_v32': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4, 'index_topk': 8, 'index_n_heads': 4, 'index_head_dim': 16},
+    'deepseek_v32': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4, **INDEXER},
     'glm': {'head_dim': 16, 'partial_rotary_factor': 0.5},
     'glm4': {'head_dim': 16, 'partial_rotary_factor': 0.5},
     'glm4_moe': {'head_dim': 16, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'first_k_dense_replace': 1, 'n_group': 1, 'topk_group': 1, 'use_qk_norm': True},
@@ -125,7 +136,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'glm4_moe_lite': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'first_k_dense_replace': 1, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4},
     'minicpm3': {'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 16, 'num_key_value_heads': 4},
     'axk1': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4},
-    'inkling_text': {'head_dim': 16, 'swa_num_attention_heads': 4, 'swa_num_key_value_heads': 2, 'swa_head_dim': 16, 'sliding_window_size': 8, 'd_rel': 8, 'rel_extent': 16, 'moe_intermediate_size': 48, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'n_shared_experts': 1},
+    'axk2': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4, **INDEXER},
+    'glm_moe_dsa': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4, 'num_hidden_layers': 3, 'indexer_types': ['full', 'shared', 'full'], **INDEXER},
+    'hy_v4': {'n_routed_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'n_shared_experts': 1, 'kv_lora_rank': 32, 'q_lora_rank': 32, 'qk_nope_head_dim': 16, 'qk_rope_head_dim': 8, 'v_head_dim': 24, 'n_group': 2, 'topk_group': 1, 'num_key_value_heads': 4, 'num_hidden_layers': 3, 'indexer_types': ['full', 'shared', 'full'], **INDEXER},
+    'dots3_note_text': DOTS3,
+    'dots3_note': {'text_config': DOTS3, 'vision_config': {**VISION, 'adapter_in_dim': 32, 'adapter_out_dim': 64, 'mlp_layer_types': ['dense']}, 'audio_config': {'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'downsample_hidden_size': 16, 'adapter_input_size': 32, 'adapter_out_dim': 64}},
+    'inkling_text': {'head_dim': 16, 'layer_types': ['hybrid_sliding', 'hybrid'], 'swa_num_attention_heads': 4, 'swa_num_key_value_heads': 2, 'swa_head_dim': 16, 'sliding_window_size': 8, 'd_rel': 8, 'rel_extent': 16, 'moe_intermediate_size': 48, 'n_routed_experts': 8, 'num_experts_per_tok': 2, 'n_shared_experts': 1},
     'kolibri1': {'head_dim': 16, 'sliding_window': 9, 'moe_intermediate_size': 48, 'num_local_experts': 8, 'num_experts_per_tok': 2, 'shared_expert_intermediate_size': 48},
     'qwen4_exp_text': {'head_dim': 16, 'num_experts': 8, 'num_experts_per_tok': 2, 'moe_intermediate_size': 48, 'shared_expert_intermediate_size': 48, 'linear_num_value_heads': 4, 'linear_num_key_heads': 2, 'linear_key_head_dim': 16, 'linear_value_head_dim': 16, 'hc_count': 2, 'hc_lowrank': 16, 'ple_embed_dim': 32, 'layer_types': ['linear_attention', 'full_attention']},
     'cohere_compass_text': {'head_dim': 16, 'sliding_window': 8, 'layer_types': ['sliding_attention', 'full_attention'], 'rope_parameters': {k: {'rope_type': 'default', 'rope_theta': 10000.0} for k in ('sliding_attention', 'full_attention')}},

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -29,22 +30,77 @@ IMPLEMENTATION = "llmc"
 
 @dataclass(frozen=True)
 class Mask:
-    """What the mask function says: which keys a query may see, beside those of its own sequence."""
+    """What the mask function says: which keys a query may see, beside those of its own sequence.
+
+    A model may take a part of it, or apply it to scores [1,T,T] that it has computed itself, to find the best of them.
+    """
 
     causal: bool = False
     window: int | None = None
     chunk: int | None = None
     unknown: str = ""
     never: bool = False
+    inverted: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bool
+
+    def __getitem__(self, index: Any) -> Mask:
+        parts = index if isinstance(index, tuple) else (index,)
+        if not all(part == slice(None) or (part == 0 and at < 2) for at, part in enumerate(parts)):
+            raise UnsupportedError(f"a part {index} is taken from the attention's mask, which is not supported")
+        return self
+
+    def __invert__(self) -> Mask:
+        return replace(self, inverted=not self.inverted)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        given = [*args, *(kwargs or {}).values()]
+        name = getattr(func, "__name__", str(func))
+        if name == "masked_fill" and len(given) == 3:
+            scores, mask, value = given
+            if isinstance(mask, Mask) and mask.inverted and isinstance(value, int | float) and value <= -1e4:
+                return VisibleScores(scores, ~mask)
+        raise UnsupportedError(f"{name} of the attention's mask is not supported")
+
+
+class VisibleScores:
+    """Scores [1,T,T] of the tokens that a query may see: a model may only ask which are the best.
+
+    It sees as many of them as it could ask for: a step holds a part of a sequence, and the rest lies in the cache.
+    """
+
+    def __init__(self, scores: torch.Tensor, mask: Mask) -> None:
+        if not mask.causal or mask.window or mask.chunk or mask.unknown:
+            raise UnsupportedError(f"the best keys are chosen under a mask that is not plainly causal: {mask}")
+        self.scores = scores
+        self.shape = (*scores.shape[:-1], sys.maxsize)
+
+    def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> _Best:
+        if dim not in (-1, self.scores.ndim - 1) or not largest or self.scores.ndim != 3:
+            raise UnsupportedError(f"the best {k} keys are chosen along dimension {dim} of scores {tuple(self.scores.shape)}")
+        return _Best(torch.ops.llmc.best_keys(self.scores, k))
+
+
+class _Best(NamedTuple):
+    """What `topk` gives, without the values: positions [1,T,k] int32, -1 where there are fewer."""
+
+    indices: torch.Tensor
 
 
 @dataclass
 class Captured:
-    """An exported model: the program, the model on the meta device, and the values of its non-persistent buffers by name."""
+    """An exported model: the program, the model on the meta device, and the values of its non-persistent buffers by name.
+
+    `context`: how many positions a sequence has at most.
+    """
 
     program: ExportedProgram
     model: PreTrainedModel
     buffers: dict[str, torch.Tensor]
+    context: int
     gates: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -64,12 +120,13 @@ def _attention(
     softcap: float | None,
     sinks: torch.Tensor | None,
     causal: bool,
+    selected: torch.Tensor | None,
 ) -> torch.Tensor:
     raise NotImplementedError("llmc::attention is only traced")
 
 
 @_attention.register_fake
-def _(query, key, value, layer, scale, window, chunk, softcap, sinks, causal):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(query, key, value, layer, scale, window, chunk, softcap, sinks, causal, selected):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return query.new_empty((query.shape[0], query.shape[2], query.shape[1], value.shape[3]))
 
 
@@ -91,6 +148,16 @@ def _experts(
 @_experts.register_fake
 def _(hidden, index, weight, w_in, b_in, w_out, b_out, gate, transposed):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return torch.empty_like(hidden)
+
+
+@torch.library.custom_op("llmc::best_keys", mutates_args=())
+def _best_keys(scores: torch.Tensor, k: int) -> torch.Tensor:
+    raise NotImplementedError("llmc::best_keys is only traced")
+
+
+@_best_keys.register_fake
+def _(scores, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return scores.new_empty((*scores.shape[:-1], k), dtype=torch.int32)
 
 
 # --- what the registries call -------------------------------------------------------------------------------------------
@@ -142,7 +209,7 @@ def _mask(*args: Any, mask_function: Any = None, **kwargs: Any) -> Mask:
 _IGNORED = {"output_attentions", "use_cache", "position_ids", "position_embeddings", "output_hidden_states", "return_dict", "layer_idx", "cache_position", "output_router_logits", "labels", "dropout"}  # fmt: skip
 
 
-def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None, s_aux: torch.Tensor | None = None, is_causal: bool | None = None, **kwargs: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
+def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None, s_aux: torch.Tensor | None = None, is_causal: bool | None = None, indices: torch.Tensor | None = None, **kwargs: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
     name = type(module).__name__
     mask = Mask(bool(is_causal if is_causal is not None else getattr(module, "is_causal", True)), sliding_window)
     if isinstance(attention_mask, Mask):
@@ -157,7 +224,17 @@ def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, val
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer = getattr(module, "layer_idx", None)
     out = torch.ops.llmc.attention(
-        query, key, value, -1 if layer is None else int(layer), scale, mask.window, mask.chunk, softcap, s_aux, mask.causal
+        query,
+        key,
+        value,
+        -1 if layer is None else int(layer),
+        scale,
+        mask.window,
+        mask.chunk,
+        softcap,
+        s_aux,
+        mask.causal,
+        indices,
     )
     return out, None
 
@@ -347,7 +424,7 @@ def _capture(config: PretrainedConfig, dtype: str, context: int, attention: str,
         program = _export(step, (ids, ids.clone(), rows), context)
     if not step.takes_positions:
         notes.append("the model computes its own positions")
-    return Captured(program, model, buffers, {**_recorder.gates, **gates}, notes)
+    return Captured(program, model, buffers, context, {**_recorder.gates, **gates}, notes)
 
 
 @contextlib.contextmanager

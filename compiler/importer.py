@@ -16,6 +16,7 @@ from .capture import Captured
 from .ir.graph import Graph, Node, Value
 from .ir.op import Op
 from .ir.ops.attention import Attention
+from .ir.ops.best_keys import BestKeys
 from .ir.ops.cast import Cast
 from .ir.ops.causal_conv import CausalConv
 from .ir.ops.concat import Concat
@@ -72,7 +73,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         if node.op == "call_function" and node not in needed and not node.users:  # what only assertions read
             program.graph.erase_node(node)
     program.graph_module.recompile()
-    program = program.run_decompositions({})
+    program = _apart(program, {})
     for _ in range(4):
         targets = {
             n.target for n in program.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
@@ -85,8 +86,15 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         }
         if not table:
             return program
-        program = program.run_decompositions(table)
+        program = _apart(program, table)
     return program
+
+
+def _apart(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram:
+    try:
+        return program.run_decompositions(table)
+    except RuntimeError as error:
+        raise UnsupportedError(f"torch cannot take this model's forward apart: {str(error).splitlines()[0]}") from error
 
 
 def handler_of(name: str) -> Handler | None:
@@ -1010,12 +1018,27 @@ def _rms_norm(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[
 
 
 def _attention(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
-    q, k, v, _layer, scale, window, chunk, softcap, sinks, causal = args
+    q, k, v, _layer, scale, window, chunk, softcap, sinks, causal, selected = args
+    if selected is not None:
+        best = next((n.op for n in im.nodes if selected in n.outputs), None)
+        if not isinstance(best, BestKeys):
+            raise UnsupportedError(f"attention to positions that are not the best keys of its own sequence{im.place()}")
+        if best.k >= im.captured.context:
+            selected = None  # all of them, always
     q, k, v = (im.emit(Permute((0, 2, 1, 3)), t) for t in (q, k, v))
     cache = len(im.caches)
     im.caches[cache, ""] = cache
-    op = Attention(cache, float(scale), int(window or 0), int(chunk or 0), float(softcap or 0.0), sinks is not None, bool(causal))
-    return im.emit(op, q, k, v, *([sinks] if sinks is not None else []))
+    op = Attention(
+        cache,
+        float(scale),
+        int(window or 0),
+        int(chunk or 0),
+        float(softcap or 0.0),
+        sinks is not None,
+        bool(causal),
+        selected=selected is not None,
+    )
+    return im.emit(op, q, k, v, *(t for t in (sinks, selected) if t is not None))
 
 
 def _experts(im: _Importer, node: torch.fx.Node, args: list[Arg], kwargs: dict[str, Arg]) -> Value:
@@ -1089,7 +1112,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.linear": _linear, "aten.addmm": _addmm, "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _baddbmm,
     "aten.erfinv": _unary("erfinv"), "aten.std": _std, "aten.var": _std, "aten.logsumexp": _logsumexp, "aten.linalg_vector_norm": _vector_norm, "aten.polar": _polar, "aten.view_as_complex": _as_complex, "aten.view_as_real": _as_real, "aten.broadcast_tensors": _broadcast_tensors,
     "aten.layer_norm": _layer_norm, "aten.rms_norm": _rms_norm, "aten._fused_rms_norm": lambda im, n, a, k: (_rms_norm(im, n, a, k),),
-    "llmc.attention": _attention, "llmc.experts": _experts, "llmc.recurrence": _recurrence,
+    "llmc.attention": _attention, "llmc.best_keys": lambda im, n, a, k: im.emit(BestKeys(a[1]), a[0]), "llmc.experts": _experts, "llmc.recurrence": _recurrence,
     "aten.conv1d": _conv1d, "aten.constant_pad_nd": _pad, "aten.pad": _pad,
 }  # fmt: skip
 OF_COMPLEX = (_mul, _as_real)

@@ -16,6 +16,7 @@ from .pass_ import Pass
 from .quantize import Quantize
 from .raise_activation import RaiseActivation
 from .raise_attention import RaiseAttention
+from .raise_indexer import RaiseIndexer
 from .raise_norm import RaiseNorm
 from .raise_positions import RaisePositions
 from .raise_rope import RaiseRope
@@ -32,6 +33,7 @@ def raising_passes(buffers: Mapping[str, torch.Tensor]) -> list[Pass]:
         Widen(),
         Simplify(),
         RaiseAttention(buffers),
+        RaiseIndexer(buffers),
         RaisePositions(),
         RaiseNorm(buffers),
         RaiseActivation(buffers),

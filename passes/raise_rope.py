@@ -55,7 +55,7 @@ class RaiseRope(Pass):
         probe = Probe(graph, self.buffers)
         known: dict[tuple[object, ...], Rotation | None] = {}
         found: dict[str, tuple[Value, Rotation]] = {}
-        for attention in graph.find("attention"):
+        for attention in (*graph.find("attention"), *graph.find("indexer")):
             for operand in attention.inputs[:2]:
                 for y, x, region in _candidates(operand, graph, producers, data, position):
                     key = _structure(region, x)

@@ -12,6 +12,7 @@ from ...compiler.ir.ops.causal_conv import CausalConv
 from ...compiler.ir.ops.embedding import Embedding
 from ...compiler.ir.ops.experts import Experts
 from ...compiler.ir.ops.fused_attention import FusedAttention
+from ...compiler.ir.ops.indexer import Indexer
 from ...compiler.ir.ops.layer_norm import LayerNorm
 from ...compiler.ir.ops.linear import Linear
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
@@ -28,6 +29,8 @@ from ..packing import ROUNDING, Kind, kind_of, tile_bytes, why_not_faster
 from . import generic
 
 OAI = 100
+FEW_HEADS = 8
+"""A token's score is 0 where no head agrees with it: one in 2^heads, by chance."""
 KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8", "fp8": "e4m3"}
 
 
@@ -88,7 +91,16 @@ class CpuLowering(Lowering):
             "modes": set(),
             "hadamard": set(),
         }
-        self.limits = {"k": 64, "shared_row_bytes": 64, "dk": 32, "dv": 32, "attention_rows": 32, "partial_bytes": 64}
+        self.limits = {
+            "k": 64,
+            "shared_row_bytes": 64,
+            "dk": 32,
+            "dv": 32,
+            "attention_rows": 32,
+            "partial_bytes": 64,
+            "index_bytes": 0,
+            "index_list_bytes": 0,
+        }
 
     def run(self) -> Lowered:
         logits = self.walk()
@@ -400,6 +412,15 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
             if name in at:
                 extra.append(f".{name} = @{len(pointers)}")
                 pointers.append(self._any_pointer(self.layout(at[name]).buffer) if name == "table" else self.vector(at[name]))
+        if "relative" in at:
+            near = self.heads(at["relative"])
+            extra.append(
+                f".relative = (const float *)@{len(pointers)} + {near[5]}, .ldr = {near[3]}, .ldrh = {near[4]}, .extent = {at['relative'].type.shape[3]}"
+            )
+            pointers.append(self._any_pointer(near[0].buffer))
+        if "selected" in at:
+            extra.append(f".selected = @{len(pointers)}, .choices = {at['selected'].type.shape[2]}")
+            pointers.append(self.pointer(self.dense(at["selected"]).buffer))
         pairs = at["table"].type.shape[-1] if "table" in at else 0
         sides = ", ".join(
             f".{n} = (const float *)@{i} + {s[5]}, .ld{n} = {s[3]}, .ld{n}h = {s[4]}"
@@ -418,6 +439,33 @@ attend_{self.kv_kind}(s, tid, &a);"""
         limits["attention_rows"] = max(limits["attention_rows"], share if share >= 32 else 32)
         limits["partial_bytes"] = max(limits["partial_bytes"], heads * (-(-dv // 16) * 16 + 2) * 4)
         self.call(node, f"attend_{self.kv_kind}", code, pointers)
+
+    def lower_indexer(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, Indexer)
+        q, key = (self.heads(v) for v in node.inputs[:2])
+        weight = self.rows(node.inputs[2])
+        heads, width = node.inputs[0].type.shape[2:]
+        assert isinstance(heads, int) and isinstance(width, int)
+        out = self.new_value(node.output)
+        pointers = [
+            Pointer("cache", len(self.caches)),
+            self._any_pointer(q[0].buffer),
+            self._any_pointer(key[0].buffer),
+            self._any_pointer(weight[0].buffer),
+            self.pointer(out.buffer),
+        ]
+        self.caches.append(Cache(1, width, 0, "f32"))
+        code = f"""indexer f = {{.cache = @0, .q = (const float *)@1 + {q[5]}, .ldq = {q[3]}, .ldqh = {q[4]}, .key = (const float *)@2 + {key[5]}, .ldk = {key[3]}, .weight = (const float *)@3 + {weight[3]}, .ldw = {weight[2]}, .out = @4,
+    .heads = {heads}, .width = {width}, .k = {op.k}, .scale = {float(op.scale).hex()}f}};
+index_keys(s, tid, &f);"""
+        self.kinds["kv"].add("f32")
+        padded, rows = -(-width // 32) * 32, -(-heads // 4) * 4
+        self.limits["index_bytes"] = max(self.limits["index_bytes"], 4 * (rows * (padded + 32) + 6 * op.k + 256))
+        self.limits["index_list_bytes"] = max(self.limits["index_list_bytes"], 4 * (1 + 2 * op.k))
+        self.call(node, "index_keys", code, pointers)
+        if heads < FEW_HEADS:
+            self.report(node, f"with {heads} heads many scores are exactly 0: of equal ones the earlier tokens are taken")
 
     # --- layers with a state ------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from .lower import Call, Lowered, lower
 
 ABI = 4
 TEMPLATES = Path(__file__).parent / "templates"
-HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h", "recurrence.h")
+HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h", "recurrence.h", "indexer.h")
 AMX_KINDS = (
     "bf16",
     "i8",
@@ -127,6 +127,8 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         max_dv=limits["dv"],
         shared_row_bytes=limits["shared_row_bytes"],
         partial_bytes=limits["partial_bytes"],
+        index_bytes=limits["index_bytes"],
+        index_list_bytes=limits["index_list_bytes"],
         logits_slot=slot_of[lowered.logits.id],
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}

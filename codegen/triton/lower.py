@@ -607,6 +607,9 @@ class GpuLowering(Lowering):
         assert isinstance(op, FusedAttention)
         if not op.causal:
             raise UnsupportedError(f"attention that is not causal ({node.scope})", node.source)
+        if op.selected or op.relative:
+            what = "to selected positions" if op.selected else "with scores by distance"
+            raise UnsupportedError(f"attention {what} has no kernel for this target ({node.scope})", node.source)
         at = {name: node.inputs[i] for name, i in op.operands.items()}
         q, k, v = (self.heads(at[name]) for name in "qkv")
         dk, dv = at["k"].type.shape[3], at["v"].type.shape[3]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from llmc.compiler.ir.ops.cast import Cast
 from llmc.compiler.ir.ops.experts import Experts
 from llmc.compiler.ir.ops.fused_attention import FusedAttention
+from llmc.compiler.ir.ops.indexer import Indexer
 from llmc.compiler.ir.ops.linear import Linear
 from llmc.compiler.ir.ops.pointwise import ACTIVATIONS, UNARY
 from llmc.compiler.ir.ops.rope_table import RopeTable
@@ -227,6 +229,68 @@ def test_experts(text, tmp_path, random):
                     t,
                     error.max(),
                 )
+    program.close()
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "int8"])
+@pytest.mark.parametrize(("heads", "width", "k"), [(1, 20, 1), (5, 33, 7), (16, 64, 24), (3, 8, 60), (2, 8, 300)])
+def test_indexer(heads, width, k, kv_dtype, tmp_path, random):
+    """Against the op's own definition on small whole numbers, so that scores are exact and many are equal; and the attention that reads
+    the list. The prompt in one step, in parts, and token by token."""
+    b, length = Builder(), 120
+    numbers = [random.integers(-9, 10, (TOKENS, n)).astype(np.float32) // 3 for n in (heads * width, width, heads)]
+    shapes = [f"1,T,{heads},{width}", f"1,T,1,{width}", f"1,T,{heads}"]
+    op, scale = Indexer(0, k, 0.5), 0.3
+    q, key, weight = (b.add(View(s), b.table(f"index{i}", x)) for i, (s, x) in enumerate(zip(shapes, numbers, strict=True)))
+    chosen = b.add(op, q, key, weight)
+    b.out("chosen", b.add(Cast("f32"), chosen))
+    large = [random.normal(size=(TOKENS, n)).astype(np.float32) for n in (4 * 16, 2 * 16, 2 * 16)]
+    operands = [
+        b.add(View(f"1,T,{n},16"), b.table(f"large{n}{i}", x)) for i, (n, x) in enumerate(zip((4, 2, 2), large, strict=True))
+    ]
+    attention = FusedAttention(1, scale, selected=True)
+    b.out("attended", b.add(View("1,T,64"), b.add(attention, *operands, chosen)))
+    program = Program(b, tmp_path, kv_dtype)
+    tokens = random.permutation(TOKENS)[:length]
+    results = []
+    for way in ([length], [1] * length, [33, 1, 31, 55]):
+        starts = np.cumsum([0, *way[:-1]])
+        parts = [program.run(tokens[at : at + n], int(at)) for at, n in zip(starts, way, strict=True)]
+        results.append({name: np.concatenate([p[name] for p in parts]) for name in ("chosen", "attended")})
+    context = Context.single(length, wide=torch.float64)
+    given = [torch.as_tensor(x[tokens]).double() for x in numbers]
+    (wanted,) = op.reference(context, given[0].reshape(1, length, heads, width), given[1][None, :, None], given[2][None])
+    assert np.array_equal(results[0]["chosen"], wanted[0].numpy())
+    given = [torch.as_tensor(x[tokens]).double().reshape(1, length, -1, 16) for x in large]
+    attended = attention.reference(context, *given, wanted)[0].reshape(length, 64).numpy()
+    assert np.abs(results[0]["attended"] - attended).max() <= (1e-5 if kv_dtype == "f32" else 5e-2) * np.abs(attended).max()
+    for result in results[1:]:
+        for name, got in result.items():
+            assert got.tobytes() == results[0][name].tobytes(), f"{name}: parts differ from the whole"
+    program.close()
+
+
+@pytest.mark.parametrize(("heads", "groups", "extent", "window"), [(4, 2, 1, 0), (6, 6, 17, 0), (4, 1, 90, 33)])
+def test_attention_with_scores_by_distance(heads, groups, extent, window, tmp_path, random):
+    """Against the op's own definition in float64, the prompt in one step, in parts, and token by token."""
+    b, length, size = Builder(), 100, 20
+    op = FusedAttention(0, size**-0.5, window, relative=True)
+    shapes = [(heads, size), (groups, size), (groups, size), (heads, extent)]
+    data = [random.normal(size=(TOKENS, h * d)).astype(np.float32) for h, d in shapes]
+    operands = [b.add(View(f"1,T,{h},{d}"), b.table(f"x{i}", x)) for i, (x, (h, d)) in enumerate(zip(data, shapes, strict=True))]
+    b.out("y", b.add(View(f"1,T,{heads * size}"), b.add(op, *operands)))
+    program = Program(b, tmp_path)
+    tokens = random.permutation(TOKENS)[:length]
+    results = []
+    for way in ([length], [1] * length, [33, 1, 31, 35]):
+        starts = np.cumsum([0, *way[:-1]])
+        results.append(
+            np.concatenate([program.run(tokens[at : at + n], int(at))["y"] for at, n in zip(starts, way, strict=True)])
+        )
+    given = [torch.as_tensor(x[tokens]).double().reshape(1, length, *s) for x, s in zip(data, shapes, strict=True)]
+    wanted = op.reference(Context.single(length, wide=torch.float64), *given)[0].reshape(length, -1).numpy()
+    assert np.abs(results[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert all(r.tobytes() == results[0].tobytes() for r in results[1:]), "parts differ from the whole"
     program.close()
 
 

@@ -37,6 +37,7 @@ ZIG = [
 ]
 FEW = [("llama", "int4:g32/int8"), ("gpt_oss", "none")]
 MANY = [(k, q) for k in ("qwen3", "gemma2", "gpt_neox", "mixtral", "gpt2") for q in ("none", "int4", "int8")]
+MANY += [("glm_moe_dsa", "none"), ("inkling_text", "none")]
 
 
 def cases(config: pytest.Config) -> list[tuple[str, str]]:

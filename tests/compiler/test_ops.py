@@ -261,13 +261,18 @@ def test_rotation_is_complex_multiplication(interleaved, offset, draw):
         {"slopes": True},
         {"window": 2, "softcap": 1.0, "sinks": True, "slopes": True},
         {"causal": False},
+        {"relative": True},
+        {"selected": True},
+        {"window": 3, "sinks": True, "slopes": True, "relative": True, "selected": True},
     ],
     ids=str,
 )
 def test_attention_one_query_at_a_time(options, draw):
     """Two packed sequences; every query by itself, with a loop over its keys."""
     q, k, v, sinks, slopes = draw(1, T, 4, 5), draw(1, T, 2, 5), draw(1, T, 2, 3), draw(4), draw(4)
+    relative = draw(1, T, 4, 2)
     positions, sequences = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 1])
+    selected = torch.tensor([[[0, -1], [0, 1], [1, -1], [1, 3], [0, -1], [0, -1]]], dtype=torch.int32)
     wanted = torch.zeros(1, T, 4, 3, dtype=torch.float64)
     for t in range(T):
         for h in range(4):
@@ -278,6 +283,8 @@ def test_attention_one_query_at_a_time(options, draw):
                     continue
                 if options.get("window") and c <= p - options["window"]:
                     continue
+                if options.get("selected") and c not in selected[0, t].tolist():
+                    continue
                 if options.get("chunk") and c // options["chunk"] != p // options["chunk"]:
                     continue
                 score = float(q[0, t, h] @ k[0, s, h // 2]) * 0.3
@@ -285,13 +292,43 @@ def test_attention_one_query_at_a_time(options, draw):
                     score = options["softcap"] * np.tanh(score / options["softcap"])
                 if options.get("slopes"):
                     score += float(slopes[h]) * (c - p)
+                if options.get("relative") and p - c < 2:
+                    score += float(relative[0, t, h, p - c])
                 weights.append(np.exp(score))
                 values.append(v[0, s, h // 2])
             total = sum(weights) + (np.exp(float(sinks[h])) if options.get("sinks") else 0)
             wanted[0, t, h] = sum(w / total * x for w, x in zip(weights, values, strict=True))
-    extra = [x for n, x in (("sinks", sinks), ("slopes", slopes)) if options.get(n)]
+    given = (("sinks", sinks), ("slopes", slopes), ("relative", relative), ("selected", selected))
+    extra = [x for n, x in given if options.get(n)]
     same(run("attention", q, k, v, *extra, cache=0, scale=0.3, positions=positions, sequences=sequences, **options), wanted)
     same(run("fused_attention", q, k, v, *extra, cache=0, scale=0.3, positions=positions, sequences=sequences, **options), wanted)
+
+
+def test_best_keys(draw):
+    """Two packed sequences: sorted in Python; equal scores give the earlier token."""
+    scores = draw(1, T, T)
+    scores[0, 3, :4] = torch.tensor([1.0, 2.0, 1.0, 1.0])
+    positions, sequences = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 1])
+    wanted = []
+    for t in range(T):
+        seen = [s for s in range(t + 1) if sequences[s] == sequences[t]]
+        best = sorted(seen, key=lambda s, t=t: (-float(scores[0, t, s]), s))[:2]
+        wanted.append([*sorted(int(positions[s]) for s in best), -1, -1][:2])
+    got = run("best_keys", scores, k=2, positions=positions, sequences=sequences)
+    assert got.tolist() == [wanted] and wanted[3] == [0, 1]
+    assert run("best_keys", scores, k=9)[0, 2].tolist() == [0, 1, 2, -1, -1, -1, -1, -1, -1]
+
+
+def test_indexer(draw):
+    q, key, weight = draw(1, T, 3, 5), draw(1, T, 1, 5), draw(1, T, 3)
+    scores = torch.zeros(1, T, T, dtype=torch.float64)
+    for t in range(T):
+        for s in range(T):
+            scores[0, t, s] = sum(float(weight[0, t, j]) * max(0.0, 0.3 * float(q[0, t, j] @ key[0, s, 0])) for j in range(3))
+    positions, sequences = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 1])
+    for given in ({}, {"positions": positions, "sequences": sequences}):
+        got = run("indexer", q, key, weight, cache=0, k=2, scale=0.3, **given)
+        assert torch.equal(got, run("best_keys", scores, k=2, **given))
 
 
 def test_fused_attention_norms_and_turns_first(draw):
@@ -327,6 +364,8 @@ WRONG = [
     ("slice", [(2, 3)], {"dim": 1, "start": 0, "stop": 3, "step": 0}), ("concat", [(2, 3), (3, 3)], {"dim": 1}), ("expand", [(2, 3)], {"shape": "2,4"}), ("topk", [(2, 3)], {"k": 4}), ("topk", [(2, 3)], {"k": 0}), ("rms_norm", [(2, 3), (4,)], {"eps": 1e-5}),
     ("softmax", [(2, 3)], {"dim": 2, "log": False, "dtype": "f32"}), ("reduce", [(2, 3)], {"fn": "sum", "dims": (2,), "keepdim": True, "dtype": "f32"}), ("reduce", [(2, 3)], {"fn": "median", "dims": (1,), "keepdim": True, "dtype": "f32"}),
     ("attention", [(1, 6, 4, 5), (1, 6, 3, 5), (1, 6, 3, 5)], {"cache": 0, "scale": 1.0}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 6), (1, 6, 2, 6)], {"cache": 0, "scale": 1.0}), ("pointwise", [(2, 3), (2, 4)], {"fn": "add", "dtype": "f32"}),
+    ("best_keys", [(1, 6, 5)], {"k": 2}), ("best_keys", [(1, 6, 6)], {"k": 0}), ("indexer", [(1, 6, 3, 5), (1, 6, 3, 5), (1, 6, 3)], {"cache": 0, "k": 2}), ("indexer", [(1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 2)], {"cache": 0, "k": 2}),
+    ("indexer", [(1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 3)], {"cache": 0, "k": 2, "scale": -1.0}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 5), (1, 6, 2, 5), (1, 6, 2)], {"cache": 0, "scale": 1.0, "selected": True}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 5), (1, 6, 2, 5), (1, 6, 2, 3)], {"cache": 0, "scale": 1.0, "relative": True}),
     ("pointwise", [(2, 3)], {"fn": "add", "dtype": "f32"}), ("pointwise", [(2, 3)], {"fn": "nope", "dtype": "f32"}), ("pointwise", [(2, 3)], {"fn": "exp", "dtype": "f99"}), ("cast", [(2, 3)], {"dtype": "f99"}), ("rope", [(1, 6, 2, 4), (1, 6, 2, 3)], {}),
     ("index_select", [(2, 3), (2,)], {"dim": 0}), ("embedding", [(2, 3), (2,)], {}), ("experts", [(6, 8), (6, 2), (6, 2), (4, 5, 9), (4, 8, 5)], {"act": "silu"}), ("experts", [(6, 8), (6, 2), (6, 2), (4, 10, 8), (4, 8, 4)], {"act": "silu", "gate": "halves"}),
     ("experts", [(6, 8), (6, 2), (6, 2), (4, 5, 8), (4, 8, 5)], {"act": "nope"}), ("gather", [(2, 3), (2, 3)], {"dim": 1}), ("cumsum", [(2, 3)], {"dim": 2}), ("fused_attention", [(1, 6, 4, 8), (1, 6, 2, 8), (1, 6, 2, 8), (1, 6, 2, 9)], {"cache": 0, "scale": 1.0, "rope": True}),

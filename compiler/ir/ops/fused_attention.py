@@ -20,7 +20,8 @@ class FusedAttention(Op):
     """attention(rope(norm(q)), rope(norm(k)), v), each step where its flag says so; the fields are those of the parts.
 
     Inputs: q [1,T,H,D], k [1,T,G,D], v [1,T,G,Dv], then what the flags name, in this order: rope table, q norm weight [D],
-    k norm weight [D], sinks [H], slopes [H].
+    k norm weight [D], sinks [H], slopes [H], relative scores [1,T,H,L],
+    selected positions [1,T,k].
     """
 
     name: ClassVar[str] = "fused_attention"
@@ -34,6 +35,8 @@ class FusedAttention(Op):
     slopes: bool = False
     k_scale: float = 0.0
     v_scale: float = 0.0
+    relative: bool = False
+    selected: bool = False
     rope: bool = False
     interleaved: bool = False
     offset: int = 0
@@ -44,7 +47,15 @@ class FusedAttention(Op):
     @property
     def operands(self) -> dict[str, int]:
         """Where each operand stands among the inputs, by name."""
-        flags = {"table": self.rope, "q_norm": self.q_norm, "k_norm": self.k_norm, "sinks": self.sinks, "slopes": self.slopes}
+        flags = {
+            "table": self.rope,
+            "q_norm": self.q_norm,
+            "k_norm": self.k_norm,
+            "sinks": self.sinks,
+            "slopes": self.slopes,
+            "relative": self.relative,
+            "selected": self.selected,
+        }
         return {n: i for i, n in enumerate(["q", "k", "v", *(n for n, there in flags.items() if there)])}
 
     @property
@@ -54,7 +65,18 @@ class FusedAttention(Op):
 
     @property
     def plain(self) -> Attention:
-        return Attention(self.cache, self.scale, self.window, self.chunk, self.softcap, self.sinks, self.causal, self.slopes)
+        return Attention(
+            self.cache,
+            self.scale,
+            self.window,
+            self.chunk,
+            self.softcap,
+            self.sinks,
+            self.causal,
+            self.slopes,
+            relative=self.relative,
+            selected=self.selected,
+        )
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         at = self.operands
@@ -64,7 +86,7 @@ class FusedAttention(Op):
             Rope(self.interleaved, self.offset).infer(inputs[1], inputs[at["table"]])
         for name, operand in (("q_norm", inputs[0]), ("k_norm", inputs[1])):
             require(name not in at or inputs[at[name]].shape == operand.shape[-1:], f"{name} for {operand}")
-        return self.plain.infer(*inputs[:3], *[inputs[at[n]] for n in ("sinks", "slopes") if n in at])
+        return self.plain.infer(*inputs[:3], *[inputs[at[n]] for n in ("sinks", "slopes", "relative", "selected") if n in at])
 
     def reference(self, ctx: Context, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         at = self.operands
@@ -76,4 +98,6 @@ class FusedAttention(Op):
         if self.rope:
             rope = Rope(self.interleaved, self.offset)
             (q,), (k,) = rope.reference(ctx, q, inputs[at["table"]]), rope.reference(ctx, k, inputs[at["table"]])
-        return self.plain.reference(ctx, q, k, v, *[inputs[at[n]] for n in ("sinks", "slopes") if n in at])
+        return self.plain.reference(
+            ctx, q, k, v, *[inputs[at[n]] for n in ("sinks", "slopes", "relative", "selected") if n in at]
+        )
