@@ -24,6 +24,7 @@ from ..compiler.ir.ops.cumsum import Cumsum
 from ..compiler.ir.ops.expand import Expand
 from ..compiler.ir.ops.full import Full
 from ..compiler.ir.ops.gather import Gather
+from ..compiler.ir.ops.indexer import Indexer
 from ..compiler.ir.ops.matmul import Matmul
 from ..compiler.ir.ops.permute import Permute
 from ..compiler.ir.ops.pointwise import Pointwise
@@ -82,9 +83,14 @@ class RaiseAttention(Pass):
         return rewriter.finish()
 
 
+FEW_HEADS = 8
+"""An indexer's score is 0 where no head agrees with a token: one in 2^heads, by chance."""
+
+
 def refuse_unserved(graph: Graph) -> None:
     """Raise UnsupportedError for what would be wrong when tokens of several sequences share a step: a value for each pair of
-    tokens, a number for each token by its place in the step, or a sum over tokens. Such attention was not recognised."""
+    tokens, a number for each token by its place in the step, or a sum over tokens. Such attention was not recognised. So are
+    indexers whose choice is not defined."""
     for node in graph.nodes:
         tokens = [[d for d in v.type.shape if isinstance(d, Sym) and d.name == "T"] for v in node.outputs]
         counts = node.op.name == "iota" and tokens[0]
@@ -93,6 +99,12 @@ def refuse_unserved(graph: Graph) -> None:
             what = "relates all tokens of a step to each other" if not counts else "numbers the tokens of a step itself"
             raise UnsupportedError(
                 f"{node.scope or 'the model'} {what}, in a way that is not recognised as attention ({node.source.splitlines()[0] if node.source else node.op.name})"
+            )
+        heads = node.inputs[0].type.shape[2] if isinstance(node.op, Indexer) else None
+        if isinstance(node.op, Indexer) and isinstance(heads, int) and heads < FEW_HEADS:
+            raise UnsupportedError(
+                f"{node.scope}: with {heads} heads many of its scores are exactly 0, and which of equal ones transformers takes is not defined",
+                f"give --context {node.op.k}, where every token is taken",
             )
 
 

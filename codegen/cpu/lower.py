@@ -29,8 +29,6 @@ from ..packing import ROUNDING, Kind, kind_of, tile_bytes, why_not_faster
 from . import generic
 
 OAI = 100
-FEW_HEADS = 8
-"""A token's score is 0 where no head agrees with it: one in 2^heads, by chance."""
 KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8", "fp8": "e4m3"}
 
 
@@ -464,8 +462,6 @@ index_keys(s, tid, &f);"""
         self.limits["index_bytes"] = max(self.limits["index_bytes"], 4 * (rows * (padded + 32) + 6 * op.k + 256))
         self.limits["index_list_bytes"] = max(self.limits["index_list_bytes"], 4 * (1 + 2 * op.k))
         self.call(node, "index_keys", code, pointers)
-        if heads < FEW_HEADS:
-            self.report(node, f"with {heads} heads many scores are exactly 0: of equal ones the earlier tokens are taken")
 
     # --- layers with a state ------------------------------------------------------------------------------------------
 

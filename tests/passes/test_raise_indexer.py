@@ -78,3 +78,14 @@ def test_masks_are_only_what_a_choice_needs():
     ):
         with pytest.raises(UnsupportedError):
             wrong()
+
+
+def test_a_choice_among_equal_scores_is_refused(checkpoint, tmp_path):
+    """With few heads many scores are 0; where the context is no longer than the choice, nothing is chosen."""
+    import llmc
+
+    folder = checkpoint("glm_moe_dsa", index_n_heads=4)
+    with pytest.raises(UnsupportedError, match=r"self_attn\.indexer: with 4 heads.*\n.*--context 8"):
+        llmc.compile(folder, tmp_path / "a.llmc", target=("cpu:native",))
+    report = llmc.compile(folder, tmp_path / "a.llmc", target=("cpu:native",), context=8)
+    assert report.conformance["kl_mean"] < 1e-6
