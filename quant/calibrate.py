@@ -26,6 +26,7 @@ from .journal import Journal, State
 from .scheme import Scheme
 
 CHUNK = 8192  # tokens whose products are summed at a time
+BLOCK = 384  # inputs whose products with the others are one matrix product
 FEW_TOKENS = 64
 COMPENSATION_DAMPING = 0.05
 FEW_LIVE = 6  # values that are alive between two layers, at most
@@ -257,13 +258,19 @@ class _Run:
     def _compensated(self, node: Node, weight: torch.Tensor, x: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
         """The weight whose products with the inputs as they are now come nearest to the original's products with its own,
         and, where the product is added to a running sum, nearest to the original's sum: earlier errors are made up for."""
-        source = node.inputs[0].name
-        if source not in self._drift:
-            self._drift[source] = cross_moments(self._value(node.inputs[0], self._clean) - x, x)
-        wanted = weight @ self._drift[source]
+        source, clean = node.inputs[0].name, self._value(node.inputs[0], self._clean)
         other = self._adds.get(node.outputs[0].name)
-        if other is not None and other.name in self._env:
-            wanted += cross_moments(self._value(other, self._clean) - self._value(other), x)
+        missed = None if other is None or other.name not in self._env else self._value(other, self._clean) - self._value(other)
+        if source in self._drift or weight.shape[0] >= weight.shape[1]:  # [K, K], which other products of this input use too
+            if source not in self._drift:
+                self._drift[source] = cross_moments(clean - x, x)
+            wanted = weight @ self._drift[source]
+            if missed is not None:
+                wanted += cross_moments(missed, x)
+        else:
+            with _bfloat16_products():
+                off = (clean - x) @ weight.T
+            wanted = cross_moments(off if missed is None else off.add_(missed), x)
         h = moments.double()
         h.diagonal().add_(COMPENSATION_DAMPING * h.diagonal().mean())
         return weight + torch.cholesky_solve(wanted.T.double(), torch.linalg.cholesky(h)).T.float()
@@ -350,11 +357,13 @@ def _keep_freed_memory() -> None:
 def second_moments(x: torch.Tensor) -> torch.Tensor:
     """x [..., K] → Σ xᵀ·x [K, K] float32."""
     rows = x.reshape(-1, x.shape[-1])
-    out = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    k = rows.shape[1]
+    out = torch.zeros(k, k, dtype=torch.float64)
     with _bfloat16_products():
         for part in rows.split(CHUNK):
-            out += (part.T @ part).double()
-    return out.float()
+            for start in range(0, k, BLOCK):  # the rest is the same below the diagonal
+                out[start : start + BLOCK, start:] += (part[:, start : start + BLOCK].T @ part[:, start:]).double()
+    return (out.triu() + out.triu(1).T).float()
 
 
 def round_activations(x: torch.Tensor, activations: str) -> torch.Tensor:

@@ -80,7 +80,7 @@ class Gptq:
         scales = grid.scales.T.contiguous()
         index = torch.arange(k) // size
         diagonal = h.diagonal()
-        sweeps = self.sweeps if grid.scheme.bits < 8 else 1  # eight bits leave codes nothing to gain
+        sweeps = self.sweeps if grid.scheme.bits < 8 else min(self.sweeps, 2)  # eight bits leave little to gain
         for sweep in range(sweeps):
             slope = h @ (weight.T - (codes - zeros[index]) * scales[index])
             for g in range(groups):
