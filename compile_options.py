@@ -38,6 +38,7 @@ class CompileOptions:
     target_size: str = ""
     plot: str = ""
     work: str = ""
+    offload: bool = False
     tool_python: str = ""
     lora: tuple[str, ...] = ()
 
@@ -77,8 +78,10 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
         parse_algorithm(settings.algorithm)
         if settings.tool_python:
             raise UsageError("--tool-python has no effect: the algorithm is llmc's own", "give --algorithm TOOL:METHOD")
-    elif settings.work:
+    elif settings.work or settings.offload:
         raise UsageError(f"--work has no effect on {settings.algorithm}", "leave it out")
+    if settings.offload and not settings.work:
+        raise UsageError("--offload needs a folder for its files", "give --work DIR")
     if settings.max_kl is not None and not (isinstance(settings.max_kl, int | float) and 0 <= settings.max_kl < float("inf")):
         raise UsageError(f"max-kl cannot be {settings.max_kl}", "give a divergence in nats, such as 0.05")
     if settings.calibration and not Path(settings.calibration).is_file():

@@ -519,6 +519,7 @@ def chosen_codes(
         algorithm.scaling,
         journal,
         lambda nodes, _: progress.each(nodes, "calibration"),
+        Path(settings.work) if settings.offload else None,
     )
 
 
@@ -568,7 +569,7 @@ def _manifest(
     recipe = {
         k: v
         for k, v in asdict(settings).items()
-        if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work", "tool_python")
+        if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work", "offload", "tool_python")
     }
     algorithm = parse_algorithm(settings.algorithm) if find_tool(settings.algorithm) is None else None
     if settings.algorithm != "rtn" and (algorithm is None or algorithm.sees_text):

@@ -74,6 +74,9 @@ def compiling(command: F) -> F:
                 help="How codes are chosen: rtn (round to nearest), gptq, awq, smoothquant, rotate, or several joined: rotate+awq+gptq; or TOOL:METHOD, such as gptqmodel:awq.",
             ),
             click.option(
+                "--offload", is_flag=True, help="Keep a calibration's activations in files of --work DIR, not in memory."
+            ),
+            click.option(
                 "--tool-python",
                 default="",
                 metavar="PYTHON",

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sympy
@@ -98,7 +99,20 @@ def _apart(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram:
 
 
 def handler_of(name: str) -> Handler | None:
-    return HANDLERS.get(name) or HANDLERS.get(name.rpartition(".")[0])
+    """The handler of an operation, by its overload or by its name alone; other packages' come before llmc's own."""
+    for known in (brought(), HANDLERS):
+        found = known.get(name) or known.get(name.rpartition(".")[0])
+        if found is not None:
+            return found
+    return None
+
+
+@cache
+def brought() -> dict[str, Handler]:
+    """Handlers that other packages bring, as `llmc.lowerings` entry points named like HANDLERS' keys."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry.load() for entry in entry_points(group="llmc.lowerings")}
 
 
 def reachable(graph: torch.fx.Graph) -> set[torch.fx.Node]:

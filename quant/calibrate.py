@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -84,12 +86,14 @@ def calibrate(
     scaling: Scaling | None = None,
     journal: Journal | None = None,
     progress: Callable[[Iterable[Node], int], Iterable[Node]] = lambda nodes, count: nodes,
+    disk: Path | None = None,
 ) -> Calibrated:
     """Choose codes for the weights of the nodes that `plan` names (by their output), on windows `tokens` [S, T] of text.
 
-    Weights that appear several times are chosen once. A `journal` keeps the state, and gives it back. Values are float32; products may round their factors to bfloat16.
+    Weights that appear several times are chosen once. A `journal` keeps the state, and gives it back; values that are
+    alive lie in files in the folder `disk`, if there is one. Values are float32; products may round their factors to bfloat16.
     """
-    return _Run(graph, params, tokens, plan, rounding, scaling, journal).run(progress)
+    return _Run(graph, params, tokens, plan, rounding, scaling, journal, disk).run(progress)
 
 
 class _Run:
@@ -102,8 +106,9 @@ class _Run:
         rounding: Rounding,
         scaling: Scaling | None,
         journal: Journal | None,
+        disk: Path | None,
     ) -> None:
-        self._journal = journal
+        self._journal, self._disk = journal, disk
         self._factors: list[tuple[Place, torch.Tensor]] = []
         self._saved: set[str] = set()
         self._graph, self._plan, self._rounding, self._scaling = graph, plan, rounding, scaling
@@ -152,10 +157,18 @@ class _Run:
                 self._release(node, left)
                 for value, tensor, original in zip(node.outputs, outputs, clean, strict=True):
                     if left.get(value.name):
-                        self._env[value.name], self._clean[value.name] = tensor, original
+                        self._env[value.name], self._clean[value.name] = self._placed(tensor), self._placed(original)
                 if node.outputs[0].name in self._regions:
                     self._rescale(self._regions[node.outputs[0].name])
         return self.found
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same values where they are to be kept: a file that is gone when nothing reads it any more, or memory."""
+        if self._disk is None or not tensor.is_floating_point():
+            return tensor
+        with tempfile.NamedTemporaryFile(dir=self._disk, prefix="values-") as file:
+            kept = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
+        return kept.copy_(tensor)
 
     def _release(self, node: Node, left: dict[str, int]) -> None:
         """Forget the values that no later node reads."""
@@ -170,7 +183,8 @@ class _Run:
         state = self._journal.load() if self._journal is not None else None
         if state is None:
             return 0
-        self._env, self._clean, self._moments = (state.values[kind] for kind in ("env", "clean", "moments"))
+        self._env, self._clean = ({n: self._placed(t) for n, t in state.values[kind].items()} for kind in ("env", "clean"))
+        self._moments = state.values["moments"]
         for node in nodes[: state.done]:
             self._release(node, left)
         self.found.codes.update(state.codes)

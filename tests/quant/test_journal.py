@@ -43,16 +43,20 @@ def test_a_killed_calibration_goes_on(tmp_path, monkeypatch, algorithm):
     tokens = torch.randint(5, 300, (8, 32), generator=torch.Generator().manual_seed(0))
     chosen = parse_algorithm(algorithm)
 
-    def calibrate(rounding, journal, stop=10**9):
+    def calibrate(rounding, journal, stop=10**9, disk=None):
         def progress(nodes, count):
             for i, node in enumerate(nodes):
                 if i == stop:
                     raise Killed
                 yield node
 
-        return module.calibrate(graph, params, tokens, plan, rounding, chosen.scaling, journal, progress)
+        return module.calibrate(graph, params, tokens, plan, rounding, chosen.scaling, journal, progress, disk)
 
     whole = calibrate(Counting(chosen.rounding), None)
+    (tmp_path / "disk").mkdir()
+    from_files = calibrate(Counting(chosen.rounding), None, disk=tmp_path / "disk")
+    assert all(torch.equal(from_files.codes[n][0].codes, c[0].codes) for n, c in whole.codes.items())
+    assert not list((tmp_path / "disk").iterdir())
     moving = sum(n.outputs[0].name not in graph.static_values() for n in graph.nodes)
     counts = []
     for share in (0.3, 0.6, 0.8):
