@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..quant.algorithms.rtn import Codes
+from ..errors import LlmcError
+from ..quant.algorithms.rtn import Codes, unit_of
 from ..quant.scheme import Scheme
 
 
@@ -151,6 +152,15 @@ def pack_groups(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     padded = torch.zeros(rows, g, dtype=dtype)
     padded[:n] = values.to(dtype)
     return padded.reshape(rows // 16, 16, g).permute(0, 2, 1).contiguous().view(torch.uint8).flatten()
+
+
+def pack_counts(scales: torch.Tensor) -> torch.Tensor:
+    """scales [N, G] of 8 bits → the units, f32 [tile][16], then their counts, i8 [tile][group][16], as flat uint8."""
+    unit = unit_of(scales)
+    counts = scales / unit
+    if not torch.equal(counts, counts.round()):
+        raise LlmcError("scales of 8 bits do not count one unit", "this is a bug in llmc: please report it")
+    return torch.cat([pack_groups(unit, torch.float32), pack_groups(counts, torch.int8)])
 
 
 def interleave_gate(rows: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,9 @@ from ..quant.calibrate import Calibrated
 from ..quant.formats.bound import BoundStored
 from ..quant.scheme import Scheme
 from .lowering import WeightSpec
-from .packing import Kind, interleave_gate, kind_of, pack_codes, pack_floats, pack_groups, pack_vector, tile_bytes
+from .packing import Kind, interleave_gate, kind_of, pack_codes, pack_counts, pack_floats, pack_groups, pack_vector, tile_bytes
+
+SCALE_TYPES = {"f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 class WeightPacker:
@@ -168,8 +170,10 @@ def packed_bytes(spec: WeightSpec) -> int:
         family = kind_of(scheme)
         chunk = 64 if family.dot else 32
         return experts * rows // 16 * (_up(k, chunk) // 32) * tile_bytes(family)
-    width = 1 if kind == "zeros" and not scheme.offset else 4 if scheme.wide_scales else 2
-    return experts * rows * (-(-k // scheme.group) if scheme.group else 1) * width
+    groups = -(-k // scheme.group) if scheme.group else 1
+    if kind == "zeros" and not scheme.offset:
+        return experts * rows * groups
+    return experts * rows * (groups * scheme.scale_bytes + (4 if scheme.scale_kind == "int8" else 0))
 
 
 def _up(n: int, multiple: int) -> int:
@@ -186,9 +190,9 @@ def _gate(rows: torch.Tensor, layout: str) -> torch.Tensor:
 def _pack_part(kind: str, codes: Codes, scheme: Scheme) -> torch.Tensor:
     if kind == "codes":
         return pack_codes(codes, scheme)
-    width = torch.float32 if scheme.wide_scales else torch.float16
+    width = SCALE_TYPES[scheme.scale_kind]
     if kind == "scales":
-        return pack_groups(codes.scales, width)
+        return pack_counts(codes.scales) if scheme.scale_kind == "int8" else pack_groups(codes.scales, width)
     if kind == "order":
         assert codes.order is not None
         return codes.order.to(torch.int32).contiguous().view(torch.uint8)

@@ -22,14 +22,15 @@ Written by `python docs/generate_cli.py`: do not edit.
 Results go to standard output, progress and logs to standard error. With `--json` a command prints one JSON object and nothing else on standard output; on failure that object is `{"error": {"type", "message", "hint"}, "exit"}`. Sizes are written `80MB` or `1GiB`, durations are seconds. An unknown option, name or key is an error that names the nearest valid one. Files appear whole or not at all. `llmc COMMAND --help` prints what stands here.
 """
 SCHEMES = """
-A scheme is `KIND[:GRANULARITY][:asym][/ACTIVATIONS]`.
+A scheme is `KIND[:GRANULARITY][:SCALES][:asym][/ACTIVATIONS]`.
 
 - KIND: integers `int2`, `int3`, `int4`, `int5`, `int6`, `int8`; 8-bit floats `fp8_e4m3`, `fp8_e5m2`; blocks that share an exponent `mxfp4`, `mxfp8`; `nvfp4`; the table `nf4`; whole floats `bf16`, `f16`, `f32`.
 - GRANULARITY: `g16`, `g32`, `g64` or `g128` values of K share a scale, or a `channel` (an output) does, a `block128` (128 × 128 values), or the whole `tensor`. Without one it is `channel` for `int8` and 8-bit floats, `g64` for other kinds. `mxfp4`, `mxfp8` (32) and `nvfp4` (16) have their own.
+- SCALES: `scale-f16`, `scale-bf16`, `scale-f32` or `scale-int8` say how groups' scales are stored; float16 without one. `scale-int8` are whole numbers that count a power of two for each output: second-level quantization, half the bytes of float16.
 - `asym` adds a zero point to each scale of an integer kind.
 - ACTIVATIONS: what the other operand of the product is rounded to: `bf16`; `int8`, `int8-asym` (per token, dynamic); `fp8`, `fp8-g128` (e4m3, a scale for each token or 128 values of one); `mxfp8`, `mxfp4`, `nvfp4`; `f32` or `f16` (not rounded).
 
-Weights kept from another tool's checkpoint may also say `iq4`, `stored`, `wide`, `offset` and `order-HASH`: how that tool stored them.
+Weights kept from another tool's checkpoint may also say `iq4`, `stored`, `offset` and `order-HASH`: how that tool stored them.
 
 Under an integer scheme embedding tables and the head get `int8:channel`, and the routers of experts stay as they are, unless `--scheme GLOB=SCHEME` names them. Globs match module names such as `model.layers.0.mlp.down_proj`; the last match wins, and one that matches nothing is an error. Tied weights share one scheme. Embedding tables take `int8:channel` or a floating-point scheme. `--activations`, `--group-size` and `--asymmetric` change the scheme that `--quant` names, not those of `--scheme`.
 """

@@ -30,6 +30,7 @@ ACTIVATIONS = (
 )
 STATIC = ("int8-static", "fp8-static")  # by one step for the tensor, which the checkpoint fixes
 GROUPS = (16, 32, 64, 128)
+SCALES = ("f16", "f32", "bf16", "int8")  # the order is that of the kernels' numbers
 GRANULARITIES = ("g16", "g32", "g64", "g128", "channel", "tensor", "block128", "asym")
 
 
@@ -39,8 +40,9 @@ class Scheme:
 
     `kind` says what a code is; `group` values of K share a scale (0: a whole channel; unused by floats); `share` is how many
     outputs share it ("tensor": all, "block": 128, else one); `asymmetric` adds a zero point; `activations` is what the other
-    operand of the product is rounded to. The rest is of weights that another tool quantized, kept as it stored them: `stored`
-    says so, `wide` that scales need float32, `offset` that zero points are no integers, and `order` names a permutation of
+    operand of the product is rounded to. `scales` is how scales are stored: f16, f32, bf16, or int8, which count a power of two that
+    each output has (second-level quantization); "" means f16 for groups and f32 for channels. The rest is of weights that
+    another tool quantized, kept as it stored them: `stored` says so, `offset` that zero points are no integers, and `order` names a permutation of
     the inputs under which groups lie together.
     """
 
@@ -49,8 +51,8 @@ class Scheme:
     asymmetric: bool = False
     activations: str = ""
     share: str = ""
+    scales: str = ""
     stored: bool = False
-    wide: bool = False
     offset: bool = False
     order: str = ""
 
@@ -62,7 +64,8 @@ class Scheme:
             elif self.kind not in FIXED_GROUP:
                 text += f":g{self.group}" if self.group else ":channel"
             text += ":asym" if self.asymmetric else ""
-        for name in ("stored", "wide", "offset"):
+        text += f":scale-{self.scales}" if self.scales else ""
+        for name in ("stored", "offset"):
             text += f":{name}" if getattr(self, name) else ""
         text += f":order-{self.order}" if self.order else ""
         return text + (f"/{self.activations}" if self.activations else "")
@@ -82,9 +85,14 @@ class Scheme:
         return int(self.kind[3:]) if self.is_integer else BITS[self.kind]
 
     @property
-    def wide_scales(self) -> bool:
-        """Whether scales are stored as float32; float16 otherwise."""
-        return not self.group or self.wide
+    def scale_kind(self) -> str:
+        """How scales are stored, one of SCALES."""
+        return self.scales or ("f16" if self.group else "f32")
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of one scale."""
+        return {"f32": 4, "int8": 1}.get(self.scale_kind, 2)
 
     def with_activations(self, activations: str) -> Scheme:
         return replace(self, activations=activations)
@@ -108,9 +116,13 @@ def parse_scheme(text: str) -> Scheme:
         raise UsageError(f"unknown scheme {kind!r} in {text!r}", nearest(kind, tuple(dict.fromkeys((*WEIGHTS, *ALIASES)))))
     if slash and activations not in ACTIVATIONS:
         raise UsageError(f"unknown activations {activations!r} in {text!r}", nearest(activations, ACTIVATIONS))
-    facts = {name: name in rest for name in ("stored", "wide", "offset")}
+    facts = {name: name in rest for name in ("stored", "offset")}
     order = next((word[6:] for word in rest if word.startswith("order-")), "")
-    rest = [word for word in rest if word not in facts and not word.startswith("order-")]
+    scales = [word[6:] for word in rest if word.startswith("scale-")]
+    rest = [word for word in rest if word not in facts and not word.startswith(("order-", "scale-"))]
+    for word in scales:
+        if word not in SCALES:
+            raise UsageError(f"unknown scales {word!r} in {text!r}", nearest(word, SCALES))
     granularities = [word for word in rest if word != "asym"]
     if len(granularities) > 1 or rest.count("asym") > 1:
         raise UsageError(
@@ -124,7 +136,7 @@ def parse_scheme(text: str) -> Scheme:
     if word and not grouped and word not in GRANULARITIES:
         raise UsageError(f"unknown granularity {word!r} in {text!r}", nearest(word, GRANULARITIES))
     if kind in FLOATS:
-        if rest:
+        if rest or scales:
             raise UsageError(f"{text}: a floating-point scheme takes no granularity")
         return Scheme(kind, activations=activations)
     if asymmetric and not kind.startswith("int"):
@@ -138,6 +150,11 @@ def parse_scheme(text: str) -> Scheme:
     group = 128 if share == "block" else group
     if (group not in (0, *GROUPS) or word == "g0") and not facts["stored"]:
         raise UnsupportedError(f"{text}: groups of {group} are not supported", "use g16, g32, g64, g128 or channel")
+    kept = "".join(scales[:1])
+    if kept == ("f16" if group else "f32"):
+        kept = ""
+    if len(scales) > 1 or (scales and (share or kind in FIXED_GROUP)) or (kept and not group):
+        raise UsageError(f"{text}: scales are chosen once, for groups of g16, g32, g64 or g128", "leave :scale-… out")
     if not activations:
         activations = {"int8": "int8", "fp8_e4m3": "fp8", "mxfp8": "mxfp8"}.get(kind, "bf16")
-    return Scheme(kind, group, asymmetric, activations, share, **facts, order=order)
+    return Scheme(kind, group, asymmetric, activations, share, kept, **facts, order=order)

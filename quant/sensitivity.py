@@ -49,7 +49,7 @@ def stored_size(shape: Sequence[int], scheme: Scheme) -> int:
         return count * scheme.bits // 8
     k = shape[-1]
     groups = count // k * -(-k // (scheme.group or k))
-    return count * scheme.bits // 8 + groups * ((4 if scheme.wide_scales else 2) + scheme.asymmetric)
+    return count * scheme.bits // 8 + groups * (scheme.scale_bytes + scheme.asymmetric)
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ class Stored:
             assert self.scheme is not None
             zeros = torch.full_like(self.scales, float(1 << (self.scheme.bits - 1)))
         numbers = [self.scales] if self.offsets is None else [self.scales, self.offsets]
-        wide = bool(scheme.group) and not all(torch.equal(t.half().float(), t) for t in numbers)
+        scales = "f32" if scheme.group and not all(torch.equal(t.half().float(), t) for t in numbers) else ""
         order = hashlib.sha256(self.groups.numpy().tobytes()).hexdigest()[:8] if self.groups is not None else ""
-        scheme = replace(scheme, stored=True, wide=wide, offset=self.offsets is not None, order=order)
+        scheme = replace(scheme, stored=True, scales=scales, offset=self.offsets is not None, order=order)
         return replace(self, scheme=scheme, zeros=zeros)
 
     def _check_shapes(self, scheme: Scheme) -> None:

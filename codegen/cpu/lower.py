@@ -22,7 +22,7 @@ from ...compiler.ir.ops.rope import Rope
 from ...compiler.ir.ops.rope_table import RopeTable
 from ...compiler.ir.types import Sym, product
 from ...errors import UnsupportedError
-from ...quant.scheme import STATIC, Scheme, parse_scheme
+from ...quant.scheme import SCALES, STATIC, Scheme, parse_scheme
 from ..layout import Buffer, c_dim
 from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import ROUNDING, Kind, kind_of, tile_bytes, why_not_faster
@@ -142,6 +142,7 @@ class CpuLowering(Lowering):
         pointers = [*self._packed(table, scheme, kind), self._any_pointer(where.buffer), self.pointer(out.buffer)]
         ids = "(const int32_t *)@2, NULL" if where.buffer.dtype == "i32" else "NULL, (const int64_t *)@2"
         vocabulary, width = table.type.shape
+        assert isinstance(vocabulary, int)
         self.kinds["table"].add(kind.name)
         self.kinds["dot" if kind.dot else "float"].add(kind.name)
         if scheme.group == 16:
@@ -149,7 +150,7 @@ class CpuLowering(Lowering):
         zeros = f"@{len(pointers)}" if scheme.asymmetric else "NULL"
         if scheme.asymmetric:
             pointers.append(self.weight(WeightSpec(f"{table.name}.zeros", "zeros", (table,), scheme)))
-        code = f"weights w = {{.codes = @0, .scales = {'@1' if scheme.is_coded else 'NULL'}, .zeros = {zeros}, .n = {vocabulary}, .k = {width}, {_grouping(scheme)}}};\nembed_{kind.name}(s, tid, (int)({c_dim(product(index.type.shape))}), &w, {ids}, {vocabulary}, @3);"
+        code = f"weights w = {{.codes = @0, .scales = {'@1' if scheme.is_coded else 'NULL'}, .zeros = {zeros}, .n = {vocabulary}, .k = {width}, {_grouping(scheme, vocabulary)}}};\nembed_{kind.name}(s, tid, (int)({c_dim(product(index.type.shape))}), &w, {ids}, {vocabulary}, @3);"
         self.call(node, f"embed_{kind.name}", code, pointers, scheme=str(scheme))
 
     # --- products -------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ class CpuLowering(Lowering):
         width = n // 2 if op.gated else n
         act = ACTIVATIONS.index(op.act) + 1 if op.act else 0
         code = f"""linear f = {{
-    .w = {{.codes = @0, .scales = {"@1" if scheme.is_coded else "NULL"}, .zeros = {zeros}, .bias = {bias}, .n = {n}, .k = {k}, {_grouping(scheme)}}},
+    .w = {{.codes = @0, .scales = {"@1" if scheme.is_coded else "NULL"}, .zeros = {zeros}, .bias = {bias}, .n = {n}, .k = {k}, {_grouping(scheme, n, gated)}}},
     .q = {{{ {"rms": 1, "layer": 2}.get(op.norm, 0) }, {float(op.eps).hex()}f, {norm_weight}, {norm_bias}}}, .round = {self._rounding(scheme)}, .act = {act}, .gated = {int(op.gated)}, .order = {order}, .global = {scale}, .hadamard = {op.hadamard}}};
 linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset}, {ldx}, @3, {width}, {f"(const float *){names['residual']} + {residual[3]}, {residual[2]}" if residual else "NULL, 0"});"""
         self._product(kind, k, scheme)
@@ -308,8 +309,8 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         )
         has = "@{}".format if scheme.is_coded else lambda _: "NULL"
         code = f"""experts f = {{
-    .in = {{.codes = @0, .scales = {has(1)}, .zeros = {zeros_in}, .bias = {bias_in}, .n = {n_in}, .k = {k}, {_grouping(scheme)}}},
-    .out = {{.codes = @2, .scales = {has(3)}, .zeros = {zeros_out}, .bias = {bias_out}, .n = {hidden}, .k = {width}, {_grouping(scheme)}}},
+    .in = {{.codes = @0, .scales = {has(1)}, .zeros = {zeros_in}, .bias = {bias_in}, .n = {n_in}, .k = {k}, {_grouping(scheme, n_in, gated)}}},
+    .out = {{.codes = @2, .scales = {has(3)}, .zeros = {zeros_out}, .bias = {bias_out}, .n = {hidden}, .k = {width}, {_grouping(scheme, hidden)}}},
     {strides},
     .experts = {count}, .choices = {choices}, .act = {act}, .gated = {int(bool(gated))}, .round = {rounding}, .limit = {float(op.limit).hex()}f, .alpha = {float(op.alpha).hex()}f}};
 experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offset}, {ldx}, @5, @6, @7, @8, @9, @10);"""
@@ -529,13 +530,15 @@ def _weight_bytes(n: int, k: int, scheme: Scheme) -> int:
     if not scheme.is_coded:
         return codes
     groups = -(-k // scheme.group) if scheme.group else 1
-    width = 4 if scheme.wide_scales else 2
+    width = scheme.scale_bytes
     return codes + n * groups * (width + (width if scheme.offset else int(scheme.asymmetric)))
 
 
-def _grouping(scheme: Scheme) -> str:
+def _grouping(scheme: Scheme, n: int, gate: str = "") -> str:
     """The fields of a C `weights` that say how scales and zero points are stored."""
-    return f".group = {scheme.group}, .wide = {int(scheme.is_coded and scheme.wide_scales)}, .offset = {int(scheme.offset)}"
+    kind = SCALES.index(scheme.scale_kind) if scheme.is_coded else 0
+    units = 4 * _padded_rows(n, gate) if scheme.is_coded and scheme.scale_kind == "int8" else 0
+    return f".group = {scheme.group}, .scale = {kind}, .units = {units}, .offset = {int(scheme.offset)}"
 
 
 def _padded_rows(n: int, gate: str) -> int:
@@ -549,11 +552,14 @@ def _codes_bytes(n: int, k: int, kind: Kind, gate: str) -> int:
 def _scale_bytes(n: int, k: int, scheme: Scheme, gate: str) -> int:
     if not scheme.is_coded:
         return 0
-    return _padded_rows(n, gate) * (-(-k // scheme.group) if scheme.group else 1) * (4 if scheme.wide_scales else 2)
+    units = 4 if scheme.scale_kind == "int8" else 0
+    return _padded_rows(n, gate) * ((-(-k // scheme.group) if scheme.group else 1) * scheme.scale_bytes + units)
 
 
 def _zero_bytes(n: int, k: int, scheme: Scheme, gate: str) -> int:
-    return _scale_bytes(n, k, scheme, gate) // (1 if scheme.offset else 4 if scheme.wide_scales else 2)
+    if not scheme.is_coded:
+        return 0
+    return _padded_rows(n, gate) * (-(-k // scheme.group) if scheme.group else 1) * (scheme.scale_bytes if scheme.offset else 1)
 
 
 def lower(graph: Graph, kv_kind: str) -> Lowered:

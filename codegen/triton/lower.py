@@ -58,6 +58,9 @@ class Kernel:
         return f"{self.function}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+GPU_SCALES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
+
+
 @dataclass
 class Launch:
     """One step of the plan. `variants`: (most rows, kernel, grid), the first whose rows are enough runs; a grid is three sizes
@@ -315,7 +318,9 @@ class GpuLowering(Lowering):
         )  # fmt: skip
         size = width * bits // 8
         codes = self._rows(WeightSpec(weight.name, "codes", (weight,), scheme, gated), made, (rows, -(-size // 256)), rows * size)
-        element, kind16 = (4, "*i32") if scheme.wide_scales else (2, "*i16")
+        if scheme.scale_kind == "int8":
+            raise UnsupportedError("a GPU has no kernel for scales of 8 bits", "leave :scale-int8 out")
+        element, kind16 = (4, "*i32") if scheme.scale_kind == "f32" else (2, "*i16")
         turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, BLOCK=16)
         scales = self._rows(
             WeightSpec(f"{weight.name}.scales", "scales", (weight,), scheme, gated),
@@ -335,7 +340,7 @@ class GpuLowering(Lowering):
                 rows * groups * element,
             )
         return Stored(
-            kind, bits, zero, group, groups, span, width, codes, scales, zeros, table, "u8", "*fp32" if scheme.wide_scales else "*fp16", scheme.offset, family.dot,
+            kind, bits, zero, group, groups, span, width, codes, scales, zeros, table, "u8", GPU_SCALES[scheme.scale_kind], scheme.offset, family.dot,
         )  # fmt: skip
 
     def _weight_arguments(self, w: Stored) -> tuple[list[Any], list[str]]:

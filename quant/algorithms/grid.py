@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..scheme import Scheme
-from .rtn import Codes, inverse, quantize, stored_scale
+from .rtn import Codes, inverse, quantize, stored_scale, unit_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,19 @@ class Clipped:
 
 @dataclass
 class Grid:
-    """The values that each group's codes may stand for: codes [N, K], scales and zeros [N, G], all float32."""
+    """The values that each group's codes may stand for: codes [N, K], scales and zeros [N, G], all float32; `unit` [N] is what
+    scales of 8 bits count."""
 
     scheme: Scheme
     scales: torch.Tensor
     zeros: torch.Tensor
     codes: torch.Tensor
     top: float
+    unit: torch.Tensor | None = None
+
+    def stored(self, scale: torch.Tensor) -> torch.Tensor:
+        """The scales [N] of one group as they will be read."""
+        return stored_scale(scale, self.scheme, self.unit)
 
     def nearest(self, values: torch.Tensor, per_scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         return (values * per_scale).round_().add_(zero).clamp_(0, self.top)
@@ -47,14 +53,14 @@ class Grid:
         centred = codes - zero
         through = h @ centred
         curve, pull = (centred * through).sum(0), (slope * centred).sum(0)
-        candidates = [(stored_scale(scale + pull / curve.clamp(min=1e-30), self.scheme), zero)]
+        candidates = [(self.stored(scale + pull / curve.clamp(min=1e-30)), zero)]
         if self.scheme.asymmetric:
             flat, lift = h.sum(), slope.sum(0)
             cross = through.sum(0)
             bottom = (curve * flat - cross * cross).clamp(min=1e-30)
             joint = scale + (pull * flat - lift * cross) / bottom
             offset = (lift * curve - pull * cross) / bottom - scale * zero
-            joint = stored_scale(torch.where(joint.sign() == scale.sign(), joint, scale), self.scheme)
+            joint = self.stored(torch.where(joint.sign() == scale.sign(), joint, scale))
             moved = torch.round(-offset * inverse(joint)).clamp(0, self.top)
             candidates += [(joint, moved), (scale, (zero + 1).clamp(max=self.top)), (scale, (zero - 1).clamp(min=0))]
         best, gain = (scale, zero), torch.zeros_like(scale)
@@ -104,4 +110,8 @@ class Grid:
                     wins = error < best[2]
                     best = tuple(torch.where(wins, a, b) for a, b in zip((scale, zero, error), best, strict=True))  # type: ignore[assignment]
         assert best is not None
-        return Grid(scheme, best[0].contiguous(), best[1].contiguous(), torch.empty(0), top)
+        scales, unit = best[0].contiguous(), None
+        if scheme.scale_kind == "int8":
+            unit = unit_of(scales)
+            scales, unit = stored_scale(scales, scheme, unit), unit[:, 0]
+        return Grid(scheme, scales, best[1].contiguous(), torch.empty(0), top, unit)

@@ -66,7 +66,11 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> Codes:
         found = (codes, scale, zero, ((codes - zero[..., None]) * scale[..., None] - padded).square().sum(-1))
         best = found if best is None else _better(best, found)
     assert best is not None
-    return Codes(cut(best[0]), best[1], best[2] if scheme.asymmetric else None)
+    codes, scale, zero, _ = best
+    if scheme.scale_kind == "int8":  # the best of each group, which count one unit again
+        scale = stored_scale(scale, scheme)
+        codes = _codes(padded, scale, zero, scheme)
+    return Codes(cut(codes), scale, zero if scheme.asymmetric else None)
 
 
 def _ranges(padded: torch.Tensor, scheme: Scheme, shares: tuple[float, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -132,12 +136,25 @@ def shared(values: torch.Tensor, scheme: Scheme, reduce: Callable[..., torch.Ten
     return values
 
 
-def stored_scale(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """The scale as it will be read: float16 for groups, float32 for channels."""
-    if scheme.wide_scales:
+def stored_scale(scale: torch.Tensor, scheme: Scheme, unit: torch.Tensor | None = None) -> torch.Tensor:
+    """The scale as it will be read. `unit`, for scales of 8 bits, is what they count, and broadcasts to `scale`; without one `scale`
+    [N, G] is all that its outputs have."""
+    if scheme.scale_kind == "f32":
         return scale
+    if scheme.scale_kind == "int8":
+        unit = unit_of(scale) if unit is None else unit
+        counted = torch.round(scale / unit).clamp(-127, 127)
+        return torch.where((counted == 0) & (scale != 0), torch.sign(scale), counted) * unit
+    if scheme.scale_kind == "bf16":
+        return scale.bfloat16().float()
     half = scale.clamp(-65504, 65504).to(torch.float16).float()  # float16 ends there
     return torch.where((half == 0) & (scale != 0), torch.sign(scale) * SMALLEST_HALF, half)
+
+
+def unit_of(scale: torch.Tensor) -> torch.Tensor:
+    """[N, G] → [N, 1]: the least power of two of which 127 are enough for every scale of an output."""
+    most = scale.abs().amax(-1, keepdim=True).double()
+    return torch.where(most > 0, torch.exp2(torch.ceil(torch.log2(most.clamp(min=1e-300) / 127)).clamp(-120, 120)), 1.0).float()
 
 
 def inverse(scale: torch.Tensor) -> torch.Tensor:

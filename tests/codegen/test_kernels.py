@@ -30,6 +30,10 @@ FAMILIES = {
     "8 bits with zero points": ["int8:g32:asym/bf16", "int8:channel:asym/bf16", "int8:g16:asym/f32"],
     "fp8": [f"fp8_{kind}:{g}/bf16" for kind in ("e4m3", "e5m2") for g in ("channel", "tensor", "block128", "g32")],
     "four-bit floats": ["mxfp4/bf16", "mxfp8/bf16", "nvfp4/bf16", "nf4:g64/bf16", "nf4:g32/f32"],
+    "other scales": [
+        f"{s}/{a}" for s in ("int4:g32:scale-int8", "int4:g64:asym:scale-bf16", "int8:g32:scale-f32") for a in ("bf16", "int8")
+    ]
+    + ["int3:g32:asym:scale-int8/bf16", "int2:g16:scale-bf16/bf16", "nf4:g64:scale-int8/bf16", "fp8_e4m3:g32:scale-f32/bf16"],
     "int4 asymmetric": [f"int4:{g}:asym/{a}" for g in ("g32", "g64", "g128", "channel") for a in ("bf16", "int8")],
 }
 

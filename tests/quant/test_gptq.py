@@ -8,7 +8,17 @@ from llmc.quant.algorithms.gptq import Gptq
 from llmc.quant.algorithms.rtn import quantize
 from llmc.quant.scheme import parse_scheme
 
-SCHEMES = ["int4:g64", "int4:g32:asym", "int3:g64", "int2:g32:asym", "int4:channel", "int8:channel/bf16", "int4:g128:asym"]
+SCHEMES = [
+    "int4:g64",
+    "int4:g32:asym",
+    "int3:g64",
+    "int2:g32:asym",
+    "int4:channel",
+    "int8:channel/bf16",
+    "int4:g128:asym",
+    "int4:g32:scale-int8",
+    "int3:g64:asym:scale-bf16",
+]
 
 
 def case(random, n=48, k=200, tokens=1500):
@@ -55,7 +65,7 @@ def test_codes_scales_and_zeros_are_what_is_stored(random, text):
     assert codes.codes.dtype == torch.uint8 and codes.codes.shape == (20, 100)
     assert int(codes.codes.max()) < 1 << scheme.bits
     assert codes.scales.shape == (20, groups)
-    assert scheme.wide_scales or torch.equal(codes.scales.half().float(), codes.scales)
+    assert scheme.scale_kind == "f32" or torch.equal(codes.scales.half().float(), codes.scales)
     assert (codes.zeros is None) == (not scheme.asymmetric)
     if codes.zeros is not None:
         assert torch.equal(codes.zeros, codes.zeros.round()) and codes.zeros.min() >= 0 and codes.zeros.max() < 1 << scheme.bits

@@ -138,3 +138,17 @@ def test_the_weight_is_not_changed(random):
     for text in TEXTS:
         quantize(w, parse_scheme(text))
     assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("text", ["int4:g32:scale-int8", "int3:g16:asym:scale-int8", "nf4:g64:scale-int8"])
+def test_scales_of_eight_bits_count_a_power_of_two(text, random):
+    """Whole numbers up to 127, at most half of one off; what that costs is far below what the codes cost."""
+    from llmc.quant.algorithms.rtn import unit_of
+
+    w = torch.as_tensor(random.normal(size=(24, 192)) * np.exp(random.normal(size=(24, 1))), dtype=torch.float32)
+    scheme, plain = parse_scheme(text), parse_scheme(text.replace(":scale-int8", ""))
+    codes = quantize(w, scheme)
+    counts = codes.scales / unit_of(codes.scales)
+    assert torch.equal(counts, counts.round()) and int(counts.abs().max()) <= 127 and int(counts.abs().amax(1).min()) >= 64
+    error = [float((c.dequantize(s) - w).square().sum()) for c, s in ((codes, scheme), (quantize(w, plain), plain))]
+    assert error[1] * 0.98 < error[0] < error[1] * 1.1

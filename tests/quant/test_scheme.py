@@ -74,3 +74,29 @@ def test_contradictions_are_refused(text):
 def test_what_is_known_but_not_built_says_so(text):
     with pytest.raises(UnsupportedError):
         parse_scheme(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("int4", "f16", "int4:g64/bf16"),
+        ("int8", "f32", "int8:channel/int8"),
+        ("int4:g32:scale-int8", "int8", "int4:g32:scale-int8/bf16"),
+        ("int4:g32:asym:scale-bf16/int8", "bf16", "int4:g32:asym:scale-bf16/int8"),
+        ("int4:g32:scale-f32", "f32", "int4:g32:scale-f32/bf16"),
+        ("int4:g32:scale-f16", "f16", "int4:g32/bf16"),
+        ("int8:channel:scale-f32", "f32", "int8:channel/int8"),
+    ],
+)
+def test_scales_are_chosen(text, kind, said):
+    scheme = parse_scheme(text)
+    assert scheme.scale_kind == kind and str(scheme) == said and parse_scheme(said) == scheme
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["int4:scale-f8", "int8:channel:scale-bf16", "mxfp4:scale-f16", "bf16:scale-f16", "int4:g32:scale-bf16:scale-f32", "fp8_e4m3:tensor:scale-bf16"],
+)  # fmt: skip
+def test_impossible_scales_are_refused(text):
+    with pytest.raises(UsageError):
+        parse_scheme(text)
