@@ -160,7 +160,9 @@ def _compile(
         imported, params = prepared(settings, imported, params)
     with progress.stage("passes", "Running the passes"):
         stored = stored_weights(checkpoint, captured, imported, settings)
-        graph = run_passes(imported, settings, dump_ir, stored, cache.scales if cache is not None else {})
+        graph = run_passes(
+            imported, settings, dump_ir, stored, cache.scales if cache is not None else {}, latent=not targets.gpus
+        )
     with progress.stage("codegen", "Generating kernels"):
         emitted = emit(graph, kv_dtype, targets)
     _enforce_strict(settings, emitted.fallbacks)
@@ -414,6 +416,8 @@ def run_passes(
     dump_ir: str | Path | None = None,
     stored: BoundStored | None = None,
     cache: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    latent: bool = True,
 ) -> Graph:
     """The CPU pass pipeline, verified after each pass; one file a pass in `dump_ir`."""
     from .compiler.ir.text import print_graph
@@ -430,7 +434,7 @@ def run_passes(
         (folder / "00-import.ir").write_text(print_graph(graph))
     kept = {p.name[1:]: stored.scheme(p.name[1:]) for p in imported.graph.params} if stored is not None else {}
     quantize = Quantize(default, rules, {n: s for n, s in kept.items() if s is not None}, settings.activations, cache or {})
-    for number, step in enumerate(cpu_passes(imported.buffers, quantize), 1):
+    for number, step in enumerate(cpu_passes(imported.buffers, quantize, latent=latent), 1):
         graph = verify(step.run(graph), step.name)
         if folder is not None:
             (folder / f"{number:02d}-{step.name}.ir").write_text(print_graph(graph))

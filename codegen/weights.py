@@ -13,6 +13,7 @@ from ..errors import LlmcError
 from ..quant.algorithms.rtn import Codes, quantize
 from ..quant.calibrate import Calibrated
 from ..quant.formats.bound import BoundStored
+from ..quant.levels import levels_of
 from ..quant.scheme import Scheme
 from .lowering import WeightSpec
 from .packing import Kind, interleave_gate, kind_of, pack_codes, pack_counts, pack_floats, pack_groups, pack_vector, tile_bytes
@@ -66,7 +67,8 @@ class WeightPacker:
         return memoryview(packed.contiguous().numpy()).cast("B")
 
     def _matrices(self, spec: WeightSpec) -> Iterator[torch.Tensor]:
-        weight = self.value(spec.values[0], wide=spec.pack == "floats:f32")
+        value = spec.values[0]
+        weight = self._chosen_values(value) if self._covered(value) else self.value(value, wide=spec.pack == "floats:f32")
         for matrix in weight if weight.ndim == 3 else [weight]:
             yield _gate(matrix, spec.gated)
 
@@ -118,6 +120,16 @@ class WeightPacker:
             else:
                 return []
         return found
+
+    def _chosen_values(self, value: Value) -> torch.Tensor:
+        """What the chosen codes of a value stand for, where it is not packed as codes: groups may lie any way."""
+        assert self._chosen is not None
+        scheme = self._chosen.schemes[self._covered(value)[0]]
+        codes, scales = self._moved(value, "codes"), self._moved(value, "scales")
+        if not scheme.is_integer:
+            return levels_of(scheme.kind)[codes.long()] * scales
+        zeros = self._moved(value, "zeros") if scheme.asymmetric else float(1 << (scheme.bits - 1))
+        return (codes.float() - zeros) * scales
 
     def finish(self) -> None:
         """Raise LlmcError when codes that an algorithm chose were left aside."""

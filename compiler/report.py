@@ -7,15 +7,18 @@ import re
 from .ir.graph import Graph, roots
 from .ir.ops.embedding import Embedding
 from .ir.ops.experts import Experts
+from .ir.ops.head_linear import HeadLinear
 from .ir.ops.linear import Linear
+from .ir.ops.permute import Permute
 
 
 def quantization_report(graph: Graph) -> dict[str, str]:
     """Scheme by module of each weight, layers' numbers replaced by a star where all layers agree: what --scheme takes."""
     found: dict[str, set[str]] = {}
     exact: dict[str, str] = {}
+    producers = graph.producers()
     for node in graph.nodes:
-        if not isinstance(node.op, Linear | Experts | Embedding):
+        if not isinstance(node.op, Linear | Experts | Embedding | HeadLinear):
             continue
         weight = (
             node.inputs[0]
@@ -24,6 +27,8 @@ def quantization_report(graph: Graph) -> dict[str, str]:
             if isinstance(node.op, Experts)
             else node.inputs[1]
         )
+        if isinstance(node.op, HeadLinear) and isinstance(producers[weight.name].op, Permute):
+            continue  # the other half of a weight whose scheme is told already
         scheme = node.op.scheme or weight.type.dtype
         modules = dict.fromkeys(name.rpartition(".")[0] for name in roots(graph, weight) if "@" + name not in graph.constants)
         for module in modules or [node.scope or node.op.name]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .compress_latent import CompressLatent
 from .fuse_activation import FuseActivation
 from .fuse_attention import FuseAttention
 from .fuse_hadamard import FuseHadamard
@@ -42,11 +43,13 @@ def raising_passes(buffers: Mapping[str, torch.Tensor]) -> list[Pass]:
     ]
 
 
-def cpu_passes(buffers: Mapping[str, torch.Tensor], quantize: Quantize | None = None) -> list[Pass]:
-    """Raise what the model wrote out, attach schemes, then fuse: a fusion joins only weights of the same scheme."""
+def cpu_passes(buffers: Mapping[str, torch.Tensor], quantize: Quantize | None = None, *, latent: bool = True) -> list[Pass]:
+    """Raise what the model wrote out, attach schemes, then fuse: a fusion joins only weights of the same scheme. `latent`: caches
+    may keep what keys and values are made of, for which GPUs have no kernel."""
     return [
         *raising_passes(buffers),
         quantize or Quantize(),
+        *([CompressLatent()] if latent else []),
         FuseActivation(),
         MergeLinears(),
         FuseHadamard(),

@@ -12,6 +12,7 @@ from ...compiler.ir.ops.causal_conv import CausalConv
 from ...compiler.ir.ops.embedding import Embedding
 from ...compiler.ir.ops.experts import Experts
 from ...compiler.ir.ops.fused_attention import FusedAttention
+from ...compiler.ir.ops.head_linear import HeadLinear
 from ...compiler.ir.ops.indexer import Indexer
 from ...compiler.ir.ops.layer_norm import LayerNorm
 from ...compiler.ir.ops.linear import Linear
@@ -85,6 +86,7 @@ class CpuLowering(Lowering):
             "table": set(),
             "kv": {self.kv_kind},
             "experts": set(),
+            "heads": set(),
             "halves": set(),
             "modes": set(),
             "hadamard": set(),
@@ -328,6 +330,41 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
             scheme=str(scheme),
             weight_bytes=count * (_weight_bytes(n_in, k, scheme) + _weight_bytes(hidden, width, scheme)),
             operations=2 * choices * (n_in * k + hidden * width),
+            reason=why_not_faster(scheme),
+        )
+
+    def lower_head_linear(self, node: Node) -> None:
+        assert isinstance(node.op, HeadLinear)
+        x, weight = node.inputs
+        if weight.name not in self.static:
+            raise UnsupportedError(f"a product by head with a computed weight ({node.scope})", node.source)
+        scheme = self.scheme_of(weight, node.op.scheme)
+        if kind_of(scheme).dot:  # these products take floats
+            scheme = scheme.with_activations("bf16")
+        kind = kind_of(scheme)
+        count, n, k = weight.type.shape
+        assert isinstance(count, int) and isinstance(n, int) and isinstance(k, int)
+        layout, rows, _, ldx, ldh, offset = self.heads(x)
+        out = self.new_value(node.output)
+        pointers = [*self._packed(weight, scheme, kind), self._any_pointer(layout.buffer), self.pointer(out.buffer)]
+        zeros = "NULL"
+        if scheme.asymmetric:
+            pointers.append(self.weight(WeightSpec(f"{weight.name}.zeros", "zeros", (weight,), scheme)))
+            zeros = "@4"
+        code = f"""const weights w = {{.codes = @0, .scales = {"@1" if scheme.is_coded else "NULL"}, .zeros = {zeros}, .n = {n}, .k = {k}, {_grouping(scheme, n)}}};
+heads_{kind.name}(s, tid, (int)({c_dim(rows)}), &w, {count}, {_codes_bytes(n, k, kind, "")}, {_scale_bytes(n, k, scheme, "")}, {_zero_bytes(n, k, scheme, "")}, {self._rounding(scheme)}, (const float *)@2 + {offset}, {ldx}, {ldh}, @3);"""
+        self.kinds["heads"].add(kind.name)
+        self._product(kind, k, scheme)
+        groups = -(-k // scheme.group) if scheme.group else 1
+        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], count * (-(-k // 32) * 32 + groups) * 4 + 64)
+        self.call(
+            node,
+            f"heads_{kind.name}",
+            code,
+            pointers,
+            scheme=str(scheme),
+            weight_bytes=count * _weight_bytes(n, k, scheme),
+            operations=2 * count * n * k,
             reason=why_not_faster(scheme),
         )
 

@@ -93,7 +93,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
     ]
     kinds = lowered.kinds
     environment = _environment()
-    float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"]), sorted(kinds["dot"])
+    float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"] | kinds["heads"]), sorted(kinds["dot"])
     common = {"float_kinds": float_kinds, "dot_kinds": dot_kinds, "activations": ACTIVATIONS}
     numbers_of = {
         "fields": FIELDS,
@@ -112,6 +112,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         attention_source=attention,
         table_kinds=sorted(kinds["table"]),
         experts_kinds=sorted(kinds["experts"]),
+        heads_kinds=sorted(kinds["heads"]),
         generic=[generic.HELPERS, *[lowered.functions[n] for n in sorted(lowered.functions)]],
         segments=segments,
         weight_count=len(lowered.weights),
