@@ -8,6 +8,7 @@ import torch
 from llmc.compiler.ir.ops.cast import Cast
 from llmc.compiler.ir.ops.experts import Experts
 from llmc.compiler.ir.ops.fused_attention import FusedAttention
+from llmc.compiler.ir.ops.head_linear import HeadLinear
 from llmc.compiler.ir.ops.indexer import Indexer
 from llmc.compiler.ir.ops.linear import Linear
 from llmc.compiler.ir.ops.pointwise import ACTIVATIONS, UNARY
@@ -118,6 +119,42 @@ class Case:
         return PRODUCT[
             f"norm/{self.scheme.activations}" if self.fields.get("norm") and self.scheme.activations in ("bf16", "int8") else ""
         ]
+
+
+HEAD_SCHEMES = ("f32", "f16", "bf16/bf16", "int4:g32:asym/bf16", "int8:channel/bf16", "int3:g16/bf16", "fp8_e4m3:channel/bf16", "nf4:g64:scale-int8/bf16")  # fmt: skip
+
+
+@pytest.mark.parametrize("heads", [1, 5])
+def test_products_by_head(heads, random, tmp_path):
+    """Each head's rows times its own weight, in float64; the same bits for any number of rows."""
+    cases = {}
+    b = Builder()
+    for text in HEAD_SCHEMES:
+        for k, n in ((24, 40), (64, 7), (160, 48)):
+            scheme, name = parse_scheme(text), f"{text} {k} {n}".replace(" ", "_").replace(":", "_")
+            x = random.normal(size=(TOKENS, heads * k)).astype(np.float32)
+            w = random.normal(size=(heads, n, k)).astype(np.float32)
+            split = b.add(View(f"1,T,{heads},{k}"), b.table(f"{name}.x", x))
+            y = b.add(HeadLinear(text), split, b.param(f"{name}.w", w))
+            b.out(name, b.add(View(f"1,T,{heads * n}"), y))
+            cases[name] = (scheme, x.reshape(TOKENS, heads, k), w)
+    program = Program(b, tmp_path)
+    whole = program.run(list(range(TOKENS)))
+    for name, (scheme, x, w) in cases.items():
+        weights = np.stack([stored(m, scheme) for m in w])
+        given = rounded(x, scheme)
+        wanted, size = np.einsum("thk,hnk->thn", given, weights), np.einsum("thk,hnk->thn", np.abs(given), np.abs(weights))
+        if scheme.asymmetric:
+            top = np.stack(
+                [np.abs(quantize(torch.as_tensor(m), scheme).scales.numpy()).max(-1) * ((1 << scheme.bits) - 1) for m in w]
+            )
+            size = size + np.abs(given).sum(-1)[:, :, None] * top[None]
+        got = whole[name].reshape(wanted.shape)
+        assert (np.abs(got - wanted) <= PRODUCT[""] * (1.2 * size + 1)).all(), name
+    for rows in (1, 3, 6):
+        part = program.run(list(range(rows)))
+        assert all(np.array_equal(part[name], whole[name][:rows]) for name in cases)
+    program.close()
 
 
 VARIANTS = {

@@ -109,6 +109,7 @@ def golden(name):
                 "raise_attention": "bloom",
                 "raise_positions": "trocr",
                 "raise_indexer": "glm_moe_dsa",
+                "compress_latent": "glm_moe_dsa",
             }.get(name, "llama"),
             "bf16",
         )[2]
@@ -136,6 +137,7 @@ def test_golden(name, front_end, request):
         assert text == file.read_text(), f"{file.name} differs: look at it, then run pytest --update-golden"
         assert parse_graph(text) is not None
     if name in (
+        "compress_latent",
         "raise_indexer",
         "raise_norm",
         "raise_rope",
