@@ -128,15 +128,13 @@ def main() -> None:
         "machine": machine(), "model": Path(given.model).name, "calibration": Path(given.calibration).name, "texts": counts,
         "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(), "rows": [],
     }  # fmt: skip
+    key_of = lambda row: (row["scheme"], row["algorithm"], tuple(row["options"]))  # noqa: E731
+    done = {key_of(row): row for row in old if "error" not in row}
     for row in rows:
-        key = (row["scheme"], row["algorithm"], row["options"])
-        known = next((r for r in old if (r["scheme"], r["algorithm"], r["options"]) == key and "error" not in r), None)
         tool, colon, _ = row["algorithm"].partition(":")
-        if known is not None:
-            row = known
-        elif given.only not in f"{row['scheme']} {row['algorithm']} {' '.join(row['options'])}":
+        if key_of(row) in done or given.only not in f"{row['scheme']} {row['algorithm']} {' '.join(row['options'])}":
             continue
-        elif colon and tool not in pythons:
+        if colon and tool not in pythons:
             row["error"] = f"not run: no --tool {tool}=PYTHON"
         else:
             print(f"{row['scheme']} {row['algorithm']} …", file=sys.stderr, flush=True)
@@ -145,7 +143,8 @@ def main() -> None:
                 measure(given.model, row, paths, given.calibration, pythons[tool] if colon else "")
             except RuntimeError as error:
                 row["error"] = str(error)
-        result["rows"].append(row)
+        done[key_of(row)] = row
+        result["rows"] = [done[key_of(r)] for r in rows if key_of(r) in done]
         where.write_text(json.dumps(result, indent=1) + "\n")
         where.with_suffix(".md").write_text(table(result))
     print(table(result))
