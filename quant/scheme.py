@@ -153,7 +153,8 @@ def parse_scheme(text: str) -> Scheme:
     kept = "".join(scales[:1])
     if kept == ("f16" if group else "f32"):
         kept = ""
-    if len(scales) > 1 or (scales and (share or kind in FIXED_GROUP)) or (kept and not group):
+    fixed = bool(share or kind in FIXED_GROUP) and not facts["stored"]
+    if len(scales) > 1 or (scales and fixed) or (kept and not group):
         raise UsageError(f"{text}: scales are chosen once, for groups of g16, g32, g64 or g128", "leave :scale-… out")
     if not activations:
         activations = {"int8": "int8", "fp8_e4m3": "fp8", "mxfp8": "mxfp8"}.get(kind, "bf16")

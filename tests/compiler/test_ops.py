@@ -48,6 +48,17 @@ def test_every_op_has_a_test_here():
     assert not missing, missing
 
 
+def test_hadamard(draw):
+    x = draw(1, T, 24)
+    matrix = torch.tensor([[(-1.0) ** bin(i & j).count("1") for j in range(8)] for i in range(8)], dtype=torch.float64) / 8**0.5
+    same(run("hadamard", x, block=8), (x.reshape(1, T, 3, 8) @ matrix).reshape(x.shape))
+
+
+def test_head_linear(draw):
+    x, w = draw(1, T, 3, 5), draw(3, 4, 5)
+    same(run("head_linear", x, w), torch.stack([x[:, :, h] @ w[h].T for h in range(3)], 2))
+
+
 def test_causal_conv(draw):
     x, weight, bias = draw(1, T, 4), draw(4, 3), draw(4)
     wanted = F.conv1d(F.pad(x[0].T[None], (2, 0)), weight[:, None], bias, groups=4)[0].T[None]
@@ -364,6 +375,7 @@ WRONG = [
     ("slice", [(2, 3)], {"dim": 1, "start": 0, "stop": 3, "step": 0}), ("concat", [(2, 3), (3, 3)], {"dim": 1}), ("expand", [(2, 3)], {"shape": "2,4"}), ("topk", [(2, 3)], {"k": 4}), ("topk", [(2, 3)], {"k": 0}), ("rms_norm", [(2, 3), (4,)], {"eps": 1e-5}),
     ("softmax", [(2, 3)], {"dim": 2, "log": False, "dtype": "f32"}), ("reduce", [(2, 3)], {"fn": "sum", "dims": (2,), "keepdim": True, "dtype": "f32"}), ("reduce", [(2, 3)], {"fn": "median", "dims": (1,), "keepdim": True, "dtype": "f32"}),
     ("attention", [(1, 6, 4, 5), (1, 6, 3, 5), (1, 6, 3, 5)], {"cache": 0, "scale": 1.0}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 6), (1, 6, 2, 6)], {"cache": 0, "scale": 1.0}), ("pointwise", [(2, 3), (2, 4)], {"fn": "add", "dtype": "f32"}),
+    ("hadamard", [(1, 6, 24)], {"block": 16}), ("hadamard", [(1, 6, 24)], {"block": 6}), ("linear", [(1, 6, 8), (10, 8)], {"hadamard": 16}), ("head_linear", [(1, 6, 3, 5), (3, 4, 6)], {}), ("head_linear", [(1, 6, 2, 5), (3, 4, 5)], {}),
     ("best_keys", [(1, 6, 5)], {"k": 2}), ("best_keys", [(1, 6, 6)], {"k": 0}), ("indexer", [(1, 6, 3, 5), (1, 6, 3, 5), (1, 6, 3)], {"cache": 0, "k": 2}), ("indexer", [(1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 2)], {"cache": 0, "k": 2}),
     ("indexer", [(1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 3)], {"cache": 0, "k": 2, "scale": -1.0}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 5), (1, 6, 2, 5), (1, 6, 2)], {"cache": 0, "scale": 1.0, "selected": True}), ("attention", [(1, 6, 4, 5), (1, 6, 2, 5), (1, 6, 2, 5), (1, 6, 2, 3)], {"cache": 0, "scale": 1.0, "relative": True}),
     ("pointwise", [(2, 3)], {"fn": "add", "dtype": "f32"}), ("pointwise", [(2, 3)], {"fn": "nope", "dtype": "f32"}), ("pointwise", [(2, 3)], {"fn": "exp", "dtype": "f99"}), ("cast", [(2, 3)], {"dtype": "f99"}), ("rope", [(1, 6, 2, 4), (1, 6, 2, 3)], {}),

@@ -27,7 +27,7 @@ param @norm-1/w:0: f32[64]
 const @c: f32[3] = [1.0, -2.5e-09, inf]
 const @i: i64[2] = [0, 7]
 %0: f32[1,T,64] = rms_norm(%x, @norm-1/w:0) {eps=1e-05, weight=True, l2=False} // model.norm
-%1: f32[1,T,48] = linear(%0, @a.weight) {bias=False, residual=False, act='', gated=False, scheme='int4:g64/bf16', activations='', norm='', eps=0.0, norm_weight=False, norm_bias=False} // model.a
+%1: f32[1,T,48] = linear(%0, @a.weight) {bias=False, residual=False, act='', gated=False, scheme='int4:g64/bf16', activations='', norm='', eps=0.0, norm_weight=False, norm_bias=False, hadamard=0} // model.a
 %2: f32[1,T,4], %3: i64[1,T,4] = topk(%1) {k=4}
 %4: f32[1,4,T] = permute(%2) {order=(0, 2, 1)}
 return %4, %3

@@ -86,6 +86,8 @@ def test_what_is_known_but_not_built_says_so(text):
         ("int4:g32:scale-f32", "f32", "int4:g32:scale-f32/bf16"),
         ("int4:g32:scale-f16", "f16", "int4:g32/bf16"),
         ("int8:channel:scale-f32", "f32", "int8:channel/int8"),
+        ("nvfp4:scale-f32:stored/nvfp4", "f32", "nvfp4:scale-f32:stored/nvfp4"),  # as another tool stored it
+        ("fp8_e4m3:block128:scale-f32:stored/bf16", "f32", "fp8_e4m3:block128:scale-f32:stored/bf16"),
     ],
 )
 def test_scales_are_chosen(text, kind, said):
