@@ -146,8 +146,8 @@ class _Finder:
             parts = [self._parts(v, heads) for v in node.inputs]
             return None if any(p is None for p in parts) else [q for p in parts if p is not None for q in p]
         if isinstance(node.op, Slice) and node.op.dim == last and node.op.step == 1:
-            parts = self._parts(node.inputs[0], heads)
-            return _cut(parts, node.op.start, node.op.stop) if parts is not None else None
+            whole = self._parts(node.inputs[0], heads)
+            return _cut(whole, node.op.start, node.op.stop) if whole is not None else None
         if isinstance(node.op, Expand):
             source = node.inputs[0]
             shape = source.type.shape
