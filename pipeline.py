@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .compiler.checkpoint import Checkpoint
     from .compiler.importer import Imported
     from .compiler.ir.graph import Graph
+    from .quant.algorithms.registry import Algorithm
     from .quant.calibrate import Calibrated
     from .quant.formats.bound import BoundStored
 
@@ -336,15 +337,21 @@ def front_end(checkpoint: Checkpoint, dtype: str, context: int, trust_remote_cod
     return captured, imported
 
 
+def own_algorithm(settings: CompileOptions) -> Algorithm | None:
+    """llmc's own algorithm; None for round to nearest, and for another tool's."""
+    from .quant.algorithms.registry import parse_algorithm
+
+    return parse_algorithm(settings.algorithm) if find_tool(settings.algorithm) is None else None
+
+
 def prepared(
     settings: CompileOptions, imported: Imported, params: Callable[[str], torch.Tensor]
 ) -> tuple[Imported, Callable[[str], torch.Tensor]]:
     """The graph and its parameters as the algorithm turns them before anything is quantized."""
     from .passes.order import raising_passes
     from .passes.quantize import Quantize
-    from .quant.algorithms.registry import parse_algorithm
 
-    algorithm = parse_algorithm(settings.algorithm) if find_tool(settings.algorithm) is None else None
+    algorithm = own_algorithm(settings)
     if algorithm is None or not (algorithm.rotates or algorithm.transforms):
         return imported, params
     from .quant.algorithms.hadamard import transformed_inputs
@@ -566,7 +573,6 @@ def _manifest(
     from importlib.metadata import PackageNotFoundError, version
 
     from .compiler.report import quantization_report
-    from .quant.algorithms.registry import parse_algorithm
 
     config = checkpoint.config
     parameters = sum(p.numel() for p in captured.model.parameters())
@@ -575,7 +581,7 @@ def _manifest(
         for k, v in asdict(settings).items()
         if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work", "offload", "tool_python")
     }
-    algorithm = parse_algorithm(settings.algorithm) if find_tool(settings.algorithm) is None else None
+    algorithm = own_algorithm(settings)
     if settings.algorithm != "rtn" and (algorithm is None or algorithm.sees_text):
         from .quant.calibration_text import calibration_text
 

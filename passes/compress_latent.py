@@ -99,7 +99,7 @@ def _compressed(node: Node, latent: _Latent, rewriter: Rewriter) -> Value:
 
 class _Finder:
     def __init__(self, graph: Graph) -> None:
-        self._made, self._users = graph.producers(), graph.users()
+        self._made = graph.producers()
 
     def latent(self, node: Node) -> _Latent | None:
         op = node.op
