@@ -30,6 +30,7 @@ LLAMA_8B = {
 TIMED = (
     ("bf16", {"dtype": "bf16"}),
     ("int4-g128", {"dtype": "bf16", "quant": "int4:g128", "scheme": ("lm_head=bf16", "*embed_tokens=bf16")}),
+    ("fp8", {"dtype": "bf16", "quant": "fp8", "scheme": ("lm_head=bf16", "*embed_tokens=bf16")}),
 )
 TOKENS = 150
 CLOSE = 4e-2  # of the largest logit: bfloat16 roundings of cache and activations that fall the other way
@@ -77,20 +78,21 @@ class Session:
 
     def step(self, parts: list[tuple[np.ndarray, int, list[int]]], every: bool = False) -> None:
         """parts: tokens, the position of the first, blocks. Logits of all tokens, or of each part's last."""
+        self.executor.run(self.batch(parts, every))
+
+    def batch(self, parts: list[tuple[np.ndarray, int, list[int]]], every: bool = False) -> Any:
         from llmc.runtime.executors.cpu import Batch
 
         counts = [len(p[0]) for p in parts]
         width = max(len(p[2]) for p in parts)
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        self.executor.run(
-            Batch(
-                np.concatenate([p[0] for p in parts]).astype(np.int32),
-                np.concatenate([np.arange(p[1], p[1] + len(p[0])) for p in parts]).astype(np.int32),
-                start,
-                np.array([p[1] for p in parts], np.int32),
-                np.array([p[2] + [0] * (width - len(p[2])) for p in parts], np.int32),
-                np.arange(start[-1], dtype=np.int32) if every else (start[1:] - 1).astype(np.int32),
-            )
+        return Batch(
+            np.concatenate([p[0] for p in parts]).astype(np.int32),
+            np.concatenate([np.arange(p[1], p[1] + len(p[0])) for p in parts]).astype(np.int32),
+            start,
+            np.array([p[1] for p in parts], np.int32),
+            np.array([p[2] + [0] * (width - len(p[2])) for p in parts], np.int32),
+            np.arange(start[-1], dtype=np.int32) if every else (start[1:] - 1).astype(np.int32),
         )
 
     def close(self) -> None:
@@ -129,14 +131,14 @@ def check(folder: Path) -> int:
     return int(failed > 0)
 
 
-def torch_rate() -> float | None:
-    """torch's own rate of bfloat16 products, operations a second; None without torch."""
+def torch_rates() -> dict[str, Any]:
+    """What torch reaches on the device: its bfloat16 products, operations a second; {} without torch."""
     try:
         import torch
     except ImportError:
-        return None
+        return {}
     if not torch.cuda.is_available():
-        return None
+        return {}
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b
@@ -145,7 +147,10 @@ def torch_rate() -> float | None:
     for _ in range(20):
         a @ b
     torch.cuda.synchronize()
-    return 20 * 2 * 8192**3 / (time.perf_counter() - start)
+    rate = 20 * 2 * 8192**3 / (time.perf_counter() - start)
+    del a, b
+    torch.cuda.empty_cache()
+    return {"device": torch.cuda.get_device_name(), "torch_bf16_flop_s": rate}
 
 
 def timed(work: Any, session: Session, reps: int) -> float:
@@ -162,39 +167,89 @@ def timed(work: Any, session: Session, reps: int) -> float:
     return statistics.median(found)
 
 
-def bench(folder: Path) -> int:
+def streamed(work: Any, session: Session, reps: int) -> float:
+    """Seconds a call when the next is asked for before the last has ended: what the device takes."""
+    work()
+    session.executor.synchronize()
+    start = time.perf_counter()
+    for _ in range(reps):
+        work()
+    session.executor.synchronize()
+    return (time.perf_counter() - start) / reps
+
+
+def show(name: str, parts: list[dict[str, Any]], copy: float) -> None:
+    """Where a step's time goes, on standard error."""
+    print(f"{name}: {sum(p['seconds'] for p in parts) * 1e3:.3f} ms in kernels", file=sys.stderr)
+    for part in parts[:14]:
+        share = f"{part['weight_bytes'] / part['seconds'] / copy:6.1%} of copy" if part["weight_bytes"] else ""
+        each = part["seconds"] / part["launches"] * 1e6
+        print(
+            f"  {part['seconds'] * 1e3:8.3f} ms {part['launches']:4} x {each:8.2f} us  {part['kernel'][:34]:34} {share}  {part['module']}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def bench(folder: Path, only: str = "") -> int:
     """Times of the plans with random weights, as JSON on standard output."""
-    results: dict[str, Any] = {"torch_bf16_flop_s": torch_rate(), "plans": {}}
+    from llmc.runtime.sampling import SamplingRow
+
+    results: dict[str, Any] = {**torch_rates(), "plans": {}}
+    shape = LLAMA_8B
+    layers, heads, head = int(shape["num_hidden_layers"]), int(shape["num_attention_heads"]), int(shape["head_dim"])  # type: ignore[call-overload]
     for path in sorted(folder.glob("*.plan.llmc")):
+        if only not in path.name:
+            continue
         start = time.perf_counter()
         session = Session(
-            path, max_tokens=8192, max_sequences=64, max_rows=64, context=8192, blocks=64 * 66 + 16, random_weights=1
+            path, max_tokens=8192, max_sequences=64, max_rows=64, context=8192, blocks=64 * 256 + 16, random_weights=1
         )
         session.executor.synchronize()
         row: dict[str, Any] = {"load_s": time.perf_counter() - start}
         copy = session.executor.copy_rate()
         plan = session.artifact.manifest["memory_plan"]
         parameters = session.artifact.manifest["model"]["parameters"]
-        table = int(LLAMA_8B["vocab_size"]) * int(LLAMA_8B["hidden_size"]) * 2
+        table = int(shape["vocab_size"]) * int(shape["hidden_size"])  # type: ignore[call-overload]
+        weights, position = plan["weight_bytes"] - 2 * table, plan["cache_bytes_per_block"] / 32
         token = np.array([17], np.int32)
-        blocks = [list(range(i * 66, (i + 1) * 66)) for i in range(64)]
-        one = timed(lambda: session.step([(token, 500, blocks[0])]), session, 30)
-        read = plan["weight_bytes"] - table + plan["cache_bytes_per_block"] / 32 * 500
-        row |= {"copy_byte_s": copy, "decode_1_s": one, "decode_1_of_copy": read / one / copy}
-        many = timed(lambda: session.step([(token, 2000, b) for b in blocks]), session, 10)
-        row |= {
-            "decode_64_at_2k_s": many,
-            "decode_64_tok_s": 64 / many,
-            "decode_64_of_copy": (plan["weight_bytes"] - table + 64 * plan["cache_bytes_per_block"] / 32 * 2000) / many / copy,
-        }
+        blocks = [list(range(i * 256, (i + 1) * 256)) for i in range(64)]
+        greedy = SamplingRow(0, 0.0, 1.0, 0.0, 0, 1.0, 0.0, 0.0, 0, 0)
+
+        def one() -> None:
+            session.step([(token, 500, blocks[0])])
+
+        def drawn() -> None:
+            one()
+            session.executor.sample([greedy])
+
+        def many(at: int) -> None:
+            session.step([(token, at, b) for b in blocks])
+
+        row["copy_byte_s"] = copy
+        row["decode_1_s"] = timed(drawn, session, 30)
+        row["decode_1_device_s"] = streamed(one, session, 30)
+        read = weights + 500 * position
+        row |= {f"decode_1_{k}of_copy": read / row[f"decode_1_{k}s"] / copy for k in ("", "device_")}
+        for name, at in (("2k", 2000), ("8k", 8100)):
+            row[f"decode_64_at_{name}_s"] = timed(lambda at=at: many(at), session, 6)  # type: ignore[misc]
+            row[f"decode_64_at_{name}_tok_s"] = 64 / row[f"decode_64_at_{name}_s"]
+            row[f"decode_64_at_{name}_of_copy"] = (weights + 64 * at * position) / row[f"decode_64_at_{name}_s"] / copy
         prompt = np.random.default_rng(0).integers(0, 1000, 8192 - 32).astype(np.int32)
-        prefill = timed(lambda: session.step([(prompt, 0, list(range(256)))]), session, 3)
-        operations = 2 * (parameters - table / 2) * len(prompt) + 32 * 2 * 32 * 128 * len(prompt) ** 2
-        row |= {"prefill_8k_s": prefill, "prefill_flop_s": operations / prefill}
-        if results["torch_bf16_flop_s"]:
+        part = [(prompt, 0, list(range(256)))]
+        prefill = timed(lambda: session.step(part), session, 3)
+        linear = 2 * (parameters - 2 * table) * len(prompt)  # the head runs for the last token alone
+        row |= {"prefill_8k_s": prefill, "prefill_flop_s": (linear + layers * 2 * heads * head * len(prompt) ** 2) / prefill}
+        if "torch_bf16_flop_s" in results:
             row["prefill_of_torch"] = row["prefill_flop_s"] / results["torch_bf16_flop_s"]
+        for name, parts in (("1 at 500", [(token, 500, blocks[0])]), ("64 at 2k", [(token, 2000, b) for b in blocks]), ("64 at 8k", [(token, 8100, b) for b in blocks]), ("8k tokens", part)):  # fmt: skip
+            profile = session.executor.profile(session.batch(parts))
+            show(f"{path.name} {name}", profile, copy)
+            row.setdefault("profiles", {})[name] = profile[:14]
+            attention = [p for p in profile if p["kernel"].startswith(("attend", "merge"))]
+            if name == "64 at 8k":
+                row["attention_64_at_8k_of_copy"] = 64 * 8100 * position / sum(p["seconds"] for p in attention) / copy
         results["plans"][path.name] = row
-        print(json.dumps({path.name: row}), file=sys.stderr, flush=True)
+        print(json.dumps({path.name: {k: v for k, v in row.items() if k != "profiles"}}), file=sys.stderr, flush=True)
         session.close()
     print(json.dumps(results, indent=1))
     return 0
@@ -205,11 +260,12 @@ def main() -> int:
     parser.add_argument("what", choices=("prepare", "check", "bench"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", default="cuda:sm_90")
+    parser.add_argument("--only", default="", help="plans whose names contain this")
     options = parser.parse_args()
     if options.what == "prepare":
         prepare(options.folder, options.target)
         return 0
-    return check(options.folder) if options.what == "check" else bench(options.folder)
+    return check(options.folder) if options.what == "check" else bench(options.folder, options.only)
 
 
 if __name__ == "__main__":

@@ -63,25 +63,22 @@ def expand_targets(targets: Iterable[str]) -> Targets:
 
 @dataclass(frozen=True)
 class Emitted:
-    """A graph's code before it is compiled: `rendered` for CPUs, `plan` for GPUs, either may be missing."""
+    """A graph's code before it is compiled: `rendered` for CPUs, `plans` for GPUs, one for each kind; either may be missing."""
 
     rendered: Rendered | None
-    plan: Lowered | None
+    plans: list[tuple[GpuTarget, Lowered]]
     weights: list[WeightSpec]
 
     @property
     def fallbacks(self) -> list[dict[str, str]]:
-        return (
-            self.rendered.lowered.fallbacks if self.rendered is not None else self.plan.fallbacks if self.plan is not None else []
-        )
+        return self.rendered.lowered.fallbacks if self.rendered is not None else self.plans[0][1].fallbacks if self.plans else []
 
     def memory_plan(self) -> dict[str, int]:
         """Bytes of the weights, of a cache block and of a request's states over all layers, and of the buffers at the default step size;
         `reach` is how many positions of a request the cache must hold, 0 for all."""
         from .weights import packed_bytes
 
-        lowered = self.rendered.lowered if self.rendered is not None else self.plan
-        assert lowered is not None
+        lowered = self.rendered.lowered if self.rendered is not None else self.plans[0][1]
         block, reaches = 0, [cache.reach for cache in lowered.caches]
         for cache in lowered.caches:
             element = ELEMENT[cache.kind]
@@ -119,18 +116,19 @@ class Emitted:
                     "name": f"cpu:{level}", "isa": level, "member": member, "bytes": len(binary), "weights": len(self.rendered.lowered.weights),
                     "kernels": list(self.rendered.kernels),
                 })  # fmt: skip
-        if self.plan is not None:
+        if self.plans:
             from .triton.build import build as build_plan
             from .triton.build import sources
 
-            files.update({f"kernels/triton/source/{name}": text.encode() for name, text in sources(self.plan).items()})
+            held = sources([plan for _, plan in self.plans])
+            files.update({f"kernels/triton/source/{name}": text.encode() for name, text in held.items()})
             names = dict(zip((spec.key for spec in self.weights), unique_names(self.weights), strict=True))
-            for gpu in each(targets.gpus, "chips"):
-                built = build_plan(self.plan, gpu, [names[spec.key] for spec in self.plan.weights], use_cache=use_cache)
+            for gpu, plan in each(self.plans, "chips"):
+                built = build_plan(plan, gpu, [names[spec.key] for spec in plan.weights], use_cache=use_cache)
                 folder = f"kernels/{gpu.family}/{gpu.arch}"
                 files.update({f"{folder}/{name}": data for name, data in built.files.items()})
                 entries.append({
-                    "name": gpu.name, "isa": gpu.arch, "member": f"{folder}/plan.json", "bytes": sum(map(len, built.files.values())), "weights": len(self.plan.weights),
+                    "name": gpu.name, "isa": gpu.arch, "member": f"{folder}/plan.json", "bytes": sum(map(len, built.files.values())), "weights": len(plan.weights),
                     "kernels": list(built.kernels),
                 })  # fmt: skip
         return files, entries
@@ -138,7 +136,7 @@ class Emitted:
 
 def emit(graph: Graph, kv_dtype: str, targets: Targets) -> Emitted:
     """Lower a graph for the families of its targets. Raises UnsupportedError naming what one of them has no kernel for."""
-    rendered = plan = None
+    rendered, plans = None, []
     weights: list[WeightSpec] = []
     if targets.levels:
         from .cpu.render import render
@@ -148,7 +146,7 @@ def emit(graph: Graph, kv_dtype: str, targets: Targets) -> Emitted:
     if targets.gpus:
         from .triton.lower import lower
 
-        plan = lower(graph, kv_dtype)
+        plans = [(gpu, lower(graph, kv_dtype, gpu)) for gpu in targets.gpus]
         held = {spec.key for spec in weights}
-        weights += [spec for spec in plan.weights if spec.key not in held]
-    return Emitted(rendered, plan, weights)
+        weights += [spec for spec in plans[0][1].weights if spec.key not in held]
+    return Emitted(rendered, plans, weights)

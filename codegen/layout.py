@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..compiler.ir.types import Dim, Sym, TensorType, product
 
 C_TYPES = {"f32": "float", "i64": "int64_t", "i32": "int32_t", "bool": "uint8_t"}
-BYTES = {"f32": 4, "i64": 8, "i32": 4, "bool": 1, "bf16": 2, "f16": 2, "i8": 1}
+BYTES = {"f32": 4, "i64": 8, "i32": 4, "bool": 1, "bf16": 2, "f16": 2, "i8": 1, "f8": 1}
 
 
 def storage(dtype: str) -> str:

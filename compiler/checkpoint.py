@@ -363,7 +363,9 @@ def _given(tensor: torch.Tensor) -> torch.Tensor:
 def _most_common_dtype(readers: dict[str, Callable[[], torch.Tensor]]) -> torch.dtype:
     import torch
 
-    name = next(iter(readers))
+    name = next(iter(readers), None)
+    if name is None:  # a configuration alone
+        return torch.float32
     dtype = readers[name]().dtype
     return dtype if dtype.is_floating_point else torch.float32
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +24,7 @@ from .lower import Kernel, Lowered
 from .target import GpuTarget
 
 FOLDER = Path(__file__).parent / "kernels"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ def toolchain() -> str:
         raise EnvironmentLacks("GPU targets need the package triton", "install the `compile` extra") from error
 
 
-def sources(lowered: Lowered) -> dict[str, str]:
+def sources(plans: Sequence[Lowered]) -> dict[str, str]:
     """The modules that the kernels come from, by file name."""
     modules = {path.name: path.read_text() for path in sorted(FOLDER.glob("*.py"))}
-    modules["generic.py"] = generic.HEAD + "".join(f"\n\n{lowered.functions[name]}" for name in sorted(lowered.functions))
+    functions = {name: text for lowered in plans for name, text in lowered.functions.items()}
+    modules["generic.py"] = generic.HEAD + "".join(f"\n\n{functions[name]}" for name in sorted(functions))
     return modules
 
 
@@ -56,7 +57,7 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: b
     Raises UnsupportedError when a kernel needs more shared memory than the chip has, LlmcError when Triton refuses one.
     """
     kernels = lowered.kernels()
-    modules = sources(lowered)
+    modules = sources([lowered])
     made = compiled(kernels, modules, target, use_cache)
     files: dict[str, bytes] = {}
     listed: list[dict[str, Any]] = []
@@ -66,10 +67,9 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: b
     weight_bytes: dict[str, int] = {}
     operations: dict[str, int] = {}
     for launch in lowered.launches:
-        uses[launch.variants[0][1].name].append(launch.scope)  # those for more rows are called instead, not as well
-        for _, kernel, _ in launch.variants:
-            schemes[kernel.name], weight_bytes[kernel.name] = launch.scheme, launch.weight_bytes
-            operations[kernel.name] = launch.operations
+        uses[launch.variants[0].kernel.name].append(launch.scope)  # those for more rows are called instead, not as well
+        for name in (v.kernel.name for v in launch.variants):
+            schemes[name], weight_bytes[name], operations[name] = launch.scheme, launch.weight_bytes, launch.operations
     for kernel in kernels:
         binary, fact = made[kernel.name]
         if fact["shared"] > target.shared_bytes:
@@ -81,7 +81,8 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: b
         found = resources(binary, fact["symbol"])
         facts[kernel.name] = {
             "symbol": fact["symbol"], "shared": fact["shared"], "threads": fact["warps"] * target.warp, "signature": list(kernel.signature),
-            "member": f"{kernel.name}.{target.extension}", "module": kernel.module, "function": kernel.function, "constants": dict(kernel.constants),
+            "member": f"{kernel.name}.{target.extension}", "module": kernel.module, "function": kernel.function, "constants": dict(kernel.constants), "scratch": fact["scratch"],
+            "overlaps": bool(dict(kernel.constants).get("OVERLAP")),
         }  # fmt: skip
         listed.append({
             "name": kernel.name, "kernel": kernel.function, "bytes": len(binary), "shared_bytes": fact["shared"], "threads": fact["warps"] * target.warp,
@@ -96,7 +97,7 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
 
     def argument(item: list[Any]) -> list[Any]:
         if item[0] == "buffer":
-            return ["buffer", slot_of[item[1]], item[2] * 4]
+            return ["buffer", slot_of[item[1]], item[2]]
         return item
 
     return {
@@ -121,7 +122,7 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
                 "when": launch.when,
                 "rows": launch.rows,
                 "arguments": [argument(a) for a in launch.arguments],
-                "variants": [[most, kernel.name, grid] for most, kernel, grid in launch.variants],
+                "variants": [[v.most, v.kernel.name, v.grid, v.tile] for v in launch.variants],
                 "weight_bytes": launch.weight_bytes,
                 "operations": launch.operations,
             }
@@ -138,10 +139,10 @@ def compiled(
     jobs: list[tuple[Kernel, str]] = []
     done: dict[str, tuple[bytes, dict[str, Any]]] = {}
     for kernel in kernels:
-        text = [modules[f"{kernel.module}.py"]] if kernel.module != "experts" else [modules["experts.py"], modules["linear.py"]]
+        text = modules[f"{kernel.module}.py"]
         if kernel.module == "generic":
-            text = [generic.HEAD, next(f for f in text[0].split("\n\n\n") if f"def {kernel.function}(" in f)]
-        identity = hashlib.sha256(repr((tools, target.name, kernel.name, text, "v1")).encode()).hexdigest()
+            text = generic.HEAD + next(f for f in text.split("\n\n\n") if f"def {kernel.function}(" in f)
+        identity = hashlib.sha256(repr((tools, target.name, kernel.name, modules["common.py"], text, "v2")).encode()).hexdigest()
         found = cached(f"{identity}.bin") if use_cache else None
         if found is None:
             jobs.append((kernel, identity))
@@ -194,5 +195,5 @@ def _work(part: list[tuple[Kernel, str]], folder: str, target: GpuTarget) -> lis
                 f"{kernel.function} does not compile for {target.name}: {reason}",
                 "this is a bug in llmc: please report it with the model's config",
             )
-        found.append((kernel, identity, {k: answer[k] for k in ("symbol", "shared", "warps")}))
+        found.append((kernel, identity, {k: answer[k] for k in ("symbol", "shared", "warps", "scratch")}))
     return found

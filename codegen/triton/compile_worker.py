@@ -1,7 +1,8 @@
 """Compiles Triton kernels ahead of time, with no GPU: `python compile_worker.py`, a process of its own.
 
 Reads one JSON object from standard input: `folder` with the kernels' modules, `family` and `arch`, `kernels` (name, module, function,
-signature, constants, warps, stages). Writes NAME.bin into the folder and one JSON line a kernel: name, symbol, shared, warps.
+signature, constants, warps, stages). Writes NAME.bin into the folder and one JSON line a kernel: name, symbol, shared, warps, scratch
+(bytes of device memory a program).
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def compile_one(kernel: dict[str, Any], family: str, arch: str) -> dict[str, Any
     )
     made = triton.compile(source, target=target, options={"num_warps": kernel["warps"], "num_stages": kernel["stages"]})
     binary = made.asm["cubin" if family == "cuda" else "hsaco"]
-    return {"binary": binary, "symbol": made.metadata.name, "shared": made.metadata.shared, "warps": made.metadata.num_warps}
+    facts = made.metadata
+    scratch = getattr(facts, "global_scratch_size", 0)
+    return {"binary": binary, "symbol": facts.name, "shared": facts.shared, "warps": facts.num_warps, "scratch": scratch}
 
 
 def main() -> None:

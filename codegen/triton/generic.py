@@ -34,6 +34,8 @@ HEAD = '''"""Loops that llmc generated for this model."""
 import triton
 import triton.language as tl
 
+from .common import begin
+
 
 @triton.jit
 def tanh(x):
@@ -303,7 +305,7 @@ def matmul(a: Layout, b: Layout, out: Layout) -> Made:
 def function(name: str, body: str, pointers: int) -> str:
     """The kernel's text."""
     arguments = ", ".join(f"p{i}" for i in range(pointers))
-    return f"@triton.jit\ndef {name}({arguments}, T, R, BLOCK: tl.constexpr):\n{body}\n"
+    return f"@triton.jit\ndef {name}({arguments}, T, R, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):\n    begin(OVERLAP)\n{body}\n"
 
 
 def lanes_of(count: Dim) -> tuple[str, int]:

@@ -25,6 +25,7 @@ DTYPES = {
     "*i16": "int16",
     "*bf16": "bfloat16",
     "*fp16": "float16",
+    "*fp8e4nv": "float8_e4m3fn",
 }
 
 
@@ -84,7 +85,10 @@ def _repair() -> None:
         """Σ_k in the order of k, so that an element does not depend on the shape of the tile, as BLAS's does."""
         if not np.issubdtype(d.data.dtype, np.floating):
             return dot(self, a, b, d, precision, imprecise)
-        products = a.data.astype(np.float64)[..., :, None] * b.data.astype(np.float64)[..., None, :, :]
+        left, right = (
+            (x.data.view(ml_dtypes.float8_e4m3fn) if x.dtype.scalar == tl.float8e4nv else x.data).astype(np.float64) for x in (a, b)
+        )
+        products = left[..., :, None] * right[..., None, :, :]
         return module.TensorHandle((d.data + products.sum(-2)).astype(d.data.dtype), d.dtype.scalar)
 
     module._get_np_dtype = dtype
@@ -145,7 +149,8 @@ class InterpreterDriver:
             else:
                 values.append(value)
         given = iter(values)
-        call = {name: facts["constants"][name] if name in facts["constants"] else next(given) for name in function.arg_names}
+        constants = {**facts["constants"], **{name: 0 for name in ("OVERLAP", "FETCH") if name in facts["constants"]}}
+        call = {name: constants[name] if name in constants else next(given) for name in function.arg_names}
         function[grid](**call)
 
     def record(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,18 +26,24 @@ from ...compiler.ir.types import Dim, Sym, product
 from ...errors import UnsupportedError
 from ...quant.levels import FOUR_BITS
 from ...quant.scheme import Scheme, parse_scheme
-from ..layout import Buffer, Layout
+from ..layout import BYTES, Buffer, Layout
 from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import FIELDS, kind_of
 from . import generic
+from .target import GpuTarget
+from .tiles import Tile, attention_rows, float_tiles
 
 KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
-ROUNDINGS = {"": "", "f32": "", "f16": "", "bf16": "bf16", "int8": "int8-values", "fp8": "fp8"}
-TYPES = {"f32": "*fp32", "i64": "*i64", "i32": "*i32", "bool": "*u8", "bf16": "*bf16", "f16": "*fp16", "i8": "*i8", "u8": "*u8"}
-FEW_ROWS = 16
-MANY_ROWS = 64
+ROUNDINGS = {"": "", "f32": "", "f16": "", "bf16": "", "int8": "int8-values", "fp8": "fp8"}
+TYPES = {"f32": "*fp32", "i64": "*i64", "i32": "*i32", "bool": "*u8", "bf16": "*bf16", "f16": "*fp16", "i8": "*i8", "u8": "*u8", "f8": "*fp8e4nv"}
 SPLIT = 256
 PAGE = 32
+PARTS = 64
+"""Programs that look for a row's largest logit."""
+SPLIT_STEP, SHORT_STEP = 1, 2
+"""The symbol STEP of a step: each split of a row on its own; few tokens a sequence, a row's splits in turn; 3, any other."""
+FETCH_BYTES = 16 << 20
+"""Of a weight, asked for while the launches before still run."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +68,25 @@ class Kernel:
 GPU_SCALES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A kernel for at most so many rows (0: any number). A grid is up to three sizes (symbol, factor, divisor): ceil(value·factor / divisor).
+    `tile`: tokens of one sequence that a program takes, where the kernel walks tiles."""
+
+    most: int
+    kernel: Kernel
+    grid: list[list[Any]]
+    tile: int = 0
+
+
 @dataclass
 class Launch:
-    """One step of the plan. `variants`: (most rows, kernel, grid), the first whose rows are enough runs; a grid is three sizes
-    (symbol, factor, divisor): ceil(value·factor / divisor). `when` names a condition of the step."""
+    """One step of the plan. `variants`, of which the first whose rows are enough runs. `when` names a condition of the step."""
 
     kernel: str
     scope: str
     arguments: list[list[Any]]
-    variants: list[tuple[int, Kernel, list[list[Any]]]]
+    variants: list[Variant]
     rows: list[Any]
     pointers: list[Pointer] = field(default_factory=list)
     when: str = ""
@@ -144,7 +161,7 @@ class Lowered:
         """Every kernel that the plan needs, each once."""
         found: dict[str, Kernel] = {}
         for launch in self.launches:
-            found.update({kernel.name: kernel for _, kernel, _ in launch.variants})
+            found.update({v.kernel.name: v.kernel for v in launch.variants})
         found.update({rows.kernel.name: rows.kernel for rows in self.device if rows.kernel is not None})
         return list(found.values())
 
@@ -162,12 +179,13 @@ def up(n: int, multiple: int) -> int:
 
 
 class GpuLowering(Lowering):
-    """Lowers for a GPU of any kind; `lowered` is the result."""
+    """Lowers for one kind of GPU."""
 
     loops = generic
 
-    def __init__(self, graph: Graph, kv_kind: str) -> None:
+    def __init__(self, graph: Graph, kv_kind: str, target: GpuTarget) -> None:
         super().__init__(graph)
+        self.target = target
         if kv_kind not in KV_KINDS:
             raise UnsupportedError(f"a GPU keeps its cache in {', '.join(KV_KINDS)}, not in {kv_kind}", "give another --kv-dtype")
         self.kv_kind = KV_KINDS[kv_kind]
@@ -183,8 +201,12 @@ class GpuLowering(Lowering):
         logits = self.walk()
         vocabulary = self.graph.outputs[0].type.shape[-1]
         assert isinstance(vocabulary, int)
-        kernel = self._kernel("rows", "argmax", ["*fp32", "*i32", "*i32"], V=vocabulary, BLOCK=1024)
-        self._launch(None, [logits.buffer, "input:sample_rows", "output:tokens"], kernel, [["DRAWS", 1, 1]], when="greedy")
+        kernel = self._kernel("rows", "largest", ["*fp32", "*i32", "*fp32"], V=vocabulary, PARTS=PARTS, BLOCK=1024)
+        self._launch(
+            None, [logits.buffer, "input:sample_rows", "scratch:part"], kernel, [["DRAWS", 1, 1], ["1", PARTS, 1]], when="greedy"
+        )
+        kernel = self._kernel("rows", "argmax", ["*fp32", "*i32"], warps=1, PARTS=PARTS)
+        self._launch(None, ["scratch:part", "output:tokens"], kernel, [["DRAWS", 1, 1]], when="greedy")
         return Lowered(
             self.launches, self.weights, self.device, self.buffers, self.caches, logits.buffer, vocabulary, self.functions, self.tables,
             self.part_floats, self.fallbacks,
@@ -201,10 +223,12 @@ class GpuLowering(Lowering):
         stages: int = 3,
         **constants: Any,
     ) -> Kernel:
+        if module != "layout":
+            constants["OVERLAP"] = self.target.overlaps
         return Kernel(module, function, tuple(signature), tuple(sorted(constants.items())), warps, stages)
 
     def _argument(self, item: Any) -> tuple[list[Any], Pointer | None]:
-        """A launch's argument: a buffer (with an offset), a pointer to a weight, or a name."""
+        """A launch's argument: a buffer (with an offset in elements, given in bytes), a pointer to a weight, or a name."""
         offset = 0
         if isinstance(item, tuple):
             item, offset = item
@@ -212,7 +236,7 @@ class GpuLowering(Lowering):
             item = item.buffer
         if isinstance(item, Buffer):
             pointer = self._any_pointer(item)
-            return [pointer.kind, pointer.index, offset], pointer
+            return [pointer.kind, pointer.index, offset * BYTES[item.dtype]], pointer
         if isinstance(item, Pointer):
             return [item.kind, item.index, offset], item
         if isinstance(item, list):
@@ -223,16 +247,16 @@ class GpuLowering(Lowering):
         return [kind, int(name) if name.isdigit() else name], None
 
     def _launch(
-        self, node: Node | None, arguments: Sequence[Any], kernel: Kernel | Sequence[tuple[int, Kernel, list[list[Any]]]],
+        self, node: Node | None, arguments: Sequence[Any], kernel: Kernel | Sequence[Variant],
         grid: list[list[Any]] | None = None, rows: Dim = 1, when: str = "", **facts: Any,
     ) -> None:  # fmt: skip
         made = [self._argument(a) for a in arguments]
-        variants = [(0, kernel, grid or [])] if isinstance(kernel, Kernel) else list(kernel)
-        if any(p is not None and a[2] * 4 % 16 for a, p in made):  # what is allocated begins on 256 bytes, a slice of it anywhere
-            variants = [(most, replace(k, aligned=False), g) for most, k, g in variants]
+        variants = [Variant(0, kernel, grid or [])] if isinstance(kernel, Kernel) else list(kernel)
+        if any(p is not None and a[2] % 16 for a, p in made):  # what is allocated begins on 256 bytes, a slice of it anywhere
+            variants = [replace(v, kernel=replace(v.kernel, aligned=False)) for v in variants]
         self.launches.append(
             Launch(
-                variants[0][1].function,
+                variants[0].kernel.function,
                 node.scope if node is not None else "",
                 [a for a, _ in made],
                 variants,
@@ -263,8 +287,8 @@ class GpuLowering(Lowering):
             self.device.append(Rows(index, kernel, grid, size))
         return self._on_device[key]
 
-    def _stored(self, weight: Value, scheme: Scheme, gated: str = "") -> Stored:
-        """Codes, scales and zero points of a weight [N, K] or [E, N, K] as rows."""
+    def _stored(self, weight: Value, scheme: Scheme, gated: str = "", *, turned: bool = False) -> Stored:
+        """Codes, scales and zero points of a weight [N, K] or [E, N, K] as rows. turned: rows of gate and up 8 and 8, not 16 and 16."""
         *lead, n, k = (d for d in weight.type.shape if isinstance(d, int))
         count = lead[0] if lead else 1
         rows = count * (2 * up(n // 2, 16) if gated else n)
@@ -282,6 +306,7 @@ class GpuLowering(Lowering):
                 CHUNKS=up(k, 32) // 32,
                 KW=width,
                 PAIRED=kind == "bf16",
+                GATED=turned,
                 BLOCK=256,
             )
             spec = WeightSpec(weight.name, f"floats:{kind}", (weight,), None, gated)
@@ -314,14 +339,14 @@ class GpuLowering(Lowering):
                 self.tables[table] = tuple(FOUR_BITS[family.name])
         made = self._kernel(
             "layout", "rows_of_codes", ["*u8", "*u8"], K=k, CHUNKS=up(k, chunk) // chunk, KW=width, FORM=form, B0=fields[0], B1=fields[1], BITS=bits, SPAN=span,
-            FILL=zero, FLIP=flip, BLOCK=256,
+            FILL=zero, FLIP=flip, GATED=turned, BLOCK=256,
         )  # fmt: skip
         size = width * bits // 8
         codes = self._rows(WeightSpec(weight.name, "codes", (weight,), scheme, gated), made, (rows, -(-size // 256)), rows * size)
         if scheme.scale_kind == "int8":
             raise UnsupportedError("a GPU has no kernel for scales of 8 bits", "leave :scale-int8 out")
         element, kind16 = (4, "*i32") if scheme.scale_kind == "f32" else (2, "*i16")
-        turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, BLOCK=16)
+        turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, GATED=turned, BLOCK=16)
         scales = self._rows(
             WeightSpec(f"{weight.name}.scales", "scales", (weight,), scheme, gated),
             turn,
@@ -332,7 +357,7 @@ class GpuLowering(Lowering):
         if scheme.asymmetric:
             if not scheme.offset:
                 element, kind16 = 1, "*u8"
-            turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, BLOCK=16)
+            turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, GATED=turned, BLOCK=16)
             zeros = self._rows(
                 WeightSpec(f"{weight.name}.zeros", "zeros", (weight,), scheme, gated),
                 turn,
@@ -381,16 +406,16 @@ class GpuLowering(Lowering):
     def _prepared(
         self, node: Node, x: Layout, rows: Dim, ldx: int, offset: int, k: int, rounding: str, *, norm: str = "", eps: float = 0.0,
         weight: Value | None = None, bias: Value | None = None, order: Pointer | None = None, heads: int = 1, ldh: int = 0, out: Layout | None = None,
+        dtype: str = "f32",
     ) -> tuple[Buffer, Buffer | None]:  # fmt: skip
         """Rows, normed, reordered and rounded; and the scale of each where they are int8 codes."""
-        dtype = {"int8": "i8", "": "f32"}.get(rounding, "bf16")
         count = Sym(rows.name, rows.scale * heads) if isinstance(rows, Sym) else rows * heads
         buffer = out.buffer if out is not None else self.new_buffer(dtype, product((count, k)))
-        scale = self.new_buffer("f32", count) if rounding == "int8" else None
+        scale = self.new_buffer("f32", count) if dtype in ("i8", "f8") else None
         kernel = self._kernel(
             "norm", "norm", ["*fp32", "*fp32", "*fp32", "*i32", TYPES[dtype], "*fp32"],
             K=k, KPAD=k, HEADS=heads, LDX=ldx, LDH=ldh, NORM=norm, EPS=float(eps), WEIGHT=weight is not None, BIAS=bias is not None, ORDER=order is not None,
-            ROUND=rounding, BLOCK=min(2048, power(k)),
+            ROUND=rounding, BLOCK=min(8192, power(k)), warps=8 if k > 2048 else 4,
         )  # fmt: skip
         vectors = [self.vector(v) if v is not None else None for v in (weight, bias)]
         self._launch(node, [(x, offset), *vectors, order, buffer, scale], kernel, [[*generic.lanes_of(count), 1]])
@@ -416,6 +441,45 @@ class GpuLowering(Lowering):
         self._launch(node, [(x, offset), y], kernel, [[*generic.lanes_of(rows), 1], ["1", k, block]])
         return y
 
+    def _reads(self, op: Linear, weight: Value) -> tuple[Scheme, str, str]:
+        """How a product rounds its rows: (scheme, rounding, the type in which its kernel reads them)."""
+        scheme = self.scheme_of(weight, op.scheme)
+        if scheme.activations not in ROUNDINGS:
+            raise UnsupportedError(
+                f"a GPU has no kernel for activations in {scheme.activations} ({weight.name})", "give --activations bf16"
+            )
+        if not scheme.is_coded:
+            return scheme, ROUNDINGS[scheme.activations], scheme.kind if scheme.kind in ("f16", "bf16") else "f32"
+        family = kind_of(scheme)
+        if family.dot:
+            return scheme, "int8", "i8"
+        if family.name == "e4m3" and not scheme.group and scheme.activations == "fp8" and self.target.multiplies_fp8:
+            return scheme, "fp8-codes", "f8"
+        level = not scheme.is_integer and family.name not in ("e4m3", "e5m2")
+        return scheme, ROUNDINGS[scheme.activations], "f32" if level and scheme.activations in ("", "f32", "f16") else "bf16"
+
+    def _output(self, value: Value) -> Layout:
+        """A new value; in 16 bits where all that reads it are products that would round it so."""
+        kinds = {self._read_by(value, user) for user in self.users.get(value.name, [])}
+        if len(kinds) != 1 or kinds == {""} or value in self.graph.outputs:
+            return self.new_value(value)
+        layout = Layout.dense(self.new_buffer(kinds.pop(), product(value.type.shape)), value.type.shape)
+        self.layouts[value.name] = layout
+        return layout
+
+    def _read_by(self, value: Value, user: Node) -> str:
+        """The 16-bit type in which a node reads a value, "" for another or none."""
+        if user.op.name == "view":
+            kinds = {self._read_by(user.output, after) for after in self.users.get(user.output.name, [])}
+            return kinds.pop() if len(kinds) == 1 and user.output not in self.graph.outputs else ""
+        if not isinstance(user.op, Linear) or user.op.norm or user.op.hadamard:
+            return ""
+        at = {name: user.inputs[i] for name, i in user.op.operands.items()}
+        if any(name != "x" and other.name == value.name for name, other in at.items()):
+            return ""
+        scheme, rounding, kind = self._reads(user.op, at["weight"])
+        return "" if rounding or scheme.order or kind not in ("bf16", "f16") else kind
+
     def lower_linear(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Linear)
@@ -423,60 +487,63 @@ class GpuLowering(Lowering):
         weight = at["weight"]
         if weight.name not in self.static:
             raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
-        scheme = self.scheme_of(weight, op.scheme)
-        if scheme.activations not in ROUNDINGS:
-            raise UnsupportedError(
-                f"a GPU has no kernel for activations in {scheme.activations} ({node.scope})", "give --activations bf16"
-            )
-        w = self._stored(weight, scheme, "halves" if op.gated else "")
+        scheme, rounding, read = self._reads(op, weight)
+        gated = "halves" if op.gated else ""
+        w = self._stored(weight, scheme, gated, turned=op.gated)
         n, k = weight.type.shape
         assert isinstance(n, int) and isinstance(k, int)
         layout, rows, ldx, offset = self.rows(at["x"])
         residual = self.rows(at["residual"]) if op.residual else None
-        order = (
-            self.weight(WeightSpec(f"{weight.name}.order", "order", (weight,), scheme, "halves" if op.gated else ""))
-            if scheme.order
-            else None
-        )
-        rounding = "int8" if w.int8 else ROUNDINGS[scheme.activations]
+        order = self.weight(WeightSpec(f"{weight.name}.order", "order", (weight,), scheme, gated)) if scheme.order else None
         if op.hadamard:
             layout, ldx, offset = self._transformed(node, op, layout, rows, ldx, offset, k), k, 0
         x: Any = (layout, offset)
-        x_type, scale = "*fp32", None
-        if op.norm or order is not None or rounding in ("int8", "int8-values", "fp8"):
+        scale = None
+        if op.norm or order is not None or rounding or layout.buffer.dtype != read:
             x, scale = self._prepared(
-                node,
-                layout,
-                rows,
-                ldx,
-                offset,
-                k,
-                rounding,
-                norm=op.norm,
-                eps=op.eps,
-                weight=at.get("norm_weight"),
-                bias=at.get("norm_bias"),
-                order=order,
-            )
-            ldx, x_type = k, {"int8": "*i8", "": "*fp32"}.get(rounding, "*bf16")
-        out = self.new_value(node.output)
+                node, layout, rows, ldx, offset, k, rounding, norm=op.norm, eps=op.eps, weight=at.get("norm_weight"), bias=at.get("norm_bias"), order=order, dtype=read,
+            )  # fmt: skip
+            ldx, offset = k, 0
+        out = self._output(node.output)
         width = n // 2 if op.gated else n
         packed = 2 * up(n // 2, 16) if op.gated else n
-        items, types = self._weight_arguments(w)
-        bias = self.vector(at["bias"], "halves" if op.gated else "", "bias") if op.bias else None
+        bias = self.vector(at["bias"], gated, "bias") if op.bias else None
+        items, held = self._weight_arguments(w)
+        last = [bias, (residual[0], residual[3]) if residual else None, out, ["count", *generic.lanes_of(rows)]]
+        types = ["*fp32", "*fp32", TYPES[out.buffer.dtype], "i32"]
+        constants = {
+            "N": packed, "K": k, "KW": w.width, "LDX": ldx, "LDY": width, "LDR": residual[2] if residual else 0, "BIAS": op.bias, "RESIDUAL": op.residual, "ACT": op.act,
+            "GATED": op.gated, "LIMIT": 0.0, "ALPHA": 0.0, "WIDTH": width,
+        }  # fmt: skip
+        facts = {"rows": rows, "scheme": str(scheme), "weight_bytes": self.device[w.codes].bytes, "operations": 2 * n * k}
+        if w.kind == "float" or read == "f8":
+            tiles = float_tiles(self.target, packed, k, read, aligned=ldx % 8 == 0 and offset % 8 == 0, residual=op.residual)
+            types = [TYPES[read], TYPES[read], w.scale_type, "*fp32", *types]
+            variants = [self._float_variant(tile, BYTES[read], types, rows, SCALED=read == "f8", **constants) for tile in tiles]
+            self._launch(node, [x, items[0], items[1], scale, *last], variants, **facts)
+            return
         variants = []
-        for most, bm in ((FEW_ROWS, FEW_ROWS), (0, MANY_ROWS)):
-            bn = 64
+        for most, bm in ((16, 16), (0, 64)):
             kernel = self._kernel(
-                "linear", "linear", [x_type, *types, "*fp32", "*fp32", "*fp32", "*fp32", "i32"],
-                N=packed, K=k, LDX=ldx, LDY=width, LDR=residual[2] if residual else 0, HAS_ZERO=w.zeros is not None and not w.offset, HAS_OFFSET=w.offset, INT8=w.int8,
-                BIAS=op.bias, RESIDUAL=op.residual, ACT=op.act, GATED=op.gated, LIMIT=0.0, ALPHA=0.0, WIDTH=width, BN=bn, BM=bm, **w.constants(),
+                "linear", "linear_coded", [TYPES[read], *held, "*fp32", *types], HAS_ZERO=w.zeros is not None and not w.offset, HAS_OFFSET=w.offset, INT8=w.int8,
+                BN=64, BM=bm, FETCH=self._fetched(packed, w.width * w.bits // 8) if most else 0, **{**constants, **w.constants()},
             )  # fmt: skip
-            variants.append((most, kernel, [["1", packed, bn], [*generic.lanes_of(rows), bm]]))
-        self._launch(
-            node, [x, *items, bias, (residual[0], residual[3]) if residual else None, scale, out, ["count", *generic.lanes_of(rows)]], variants, rows=rows, scheme=str(scheme),
-            weight_bytes=self.device[w.codes].bytes, operations=2 * n * k,
-        )  # fmt: skip
+            variants.append(Variant(most, kernel, [["1", packed, 64], [*generic.lanes_of(rows), bm]]))
+        self._launch(node, [x, *items, scale, *last], variants, **facts)
+
+    def _fetched(self, n: int, row_bytes: int) -> int:
+        """Bytes of each of a weight's n rows to ask for ahead."""
+        return min(row_bytes, FETCH_BYTES // n) // 128 * 128 if self.target.overlaps else 0
+
+    def _float_variant(self, tile: Tile, element: int, types: list[str], rows: Dim, **constants: Any) -> Variant:
+        n = constants["N"]
+        constants |= {"BN": tile.bn, "BM": tile.bm, "BK": tile.bk, "STAGES": tile.stages}
+        if tile.programs:
+            constants |= {"BAND": 8, "PROGRAMS": tile.programs, "FLAT": tile.flat}
+            return Variant(tile.most, self._kernel("linear", "linear_tiles", types, tile.warps, tile.stages, **constants), [["1", tile.programs, 1]])  # fmt: skip
+        constants |= {"BAND": 0 if tile.most else 8, "FETCH": self._fetched(n, constants["KW"] * element) if tile.most else 0}
+        kernel = self._kernel("linear", "linear", types, tile.warps, tile.stages, **constants)
+        return Variant(tile.most, kernel, [["1", n, tile.bn], [*generic.lanes_of(rows), tile.bm]])
 
     def lower_experts(self, node: Node) -> None:
         op = node.op
@@ -486,7 +553,7 @@ class GpuLowering(Lowering):
         scheme = self.scheme_of(w_in, op.scheme)
         if kind_of(scheme).dot:
             scheme = scheme.with_activations("bf16")
-        rounding = ROUNDINGS.get(scheme.activations)
+        rounding = "bf16" if scheme.activations == "bf16" else ROUNDINGS.get(scheme.activations)
         if rounding is None or scheme.offset or scheme.order:
             raise UnsupportedError(f"a GPU has no experts' kernel for {scheme} ({node.scope})", "give another --quant")
         first, second = self._stored(w_in, scheme, op.gate), self._stored(w_out, scheme)
@@ -509,7 +576,7 @@ class GpuLowering(Lowering):
         source: Any = (layout, offset)
         kind = "*fp32"
         if rounding:
-            source, _ = self._prepared(node, layout, rows, ldx, offset, k, rounding)
+            source, _ = self._prepared(node, layout, rows, ldx, offset, k, rounding, dtype="bf16")
             ldx, kind = k, "*bf16"
         middle: Any = inner
         steps = (
@@ -532,7 +599,7 @@ class GpuLowering(Lowering):
             if given is None:
                 given, given_kind = middle, "*fp32"
                 if rounding:
-                    given, _ = self._prepared(node, Layout.dense(inner, (pairs, width)), pairs, width, 0, width, rounding)
+                    given, _ = self._prepared(node, Layout.dense(inner, (pairs, width)), pairs, width, 0, width, rounding, dtype="bf16")
                     given_kind = "*bf16"
             items, types = self._weight_arguments(w)
             vector = self.vector(bias, gate, "bias") if bias is not None else None
@@ -624,13 +691,14 @@ class GpuLowering(Lowering):
         self.caches.append(Cache(groups, dk, dv, self.kv_kind, op.reach))
         kv, inner = TYPES[self.kv_kind], "ieee"
         turned = self.new_buffer(self.kv_kind, Sym("T", heads * dk))
-        out = self.new_value(node.output)
+        out = self._output(node.output)
         table = self.layout(at["table"]) if "table" in at else None
         pairs = at["table"].type.shape[-1] if "table" in at else 0
+        together = math.gcd(heads, groups, 8)
         write = self._kernel(
-            "attention", "write_cache", ["*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*i32", kv, kv, kv], warps=1,
+            "attention", "write_cache", ["*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*i32", kv, kv, kv], warps=4 if together == 8 else 1,
             H=heads, G=groups, DK=dk, DV=dv, LDQ=q[3], LDQH=q[4], LDK=k[3], LDKH=k[4], LDV=v[3], LDVH=v[4], Q_NORM=op.q_norm, K_NORM=op.k_norm,
-            EPS=float(op.eps), PAIRS=pairs, OFFSET=op.offset, INTERLEAVED=op.interleaved, BLOCK=power(max(dk, dv)),
+            EPS=float(op.eps), PAIRS=pairs, OFFSET=op.offset, INTERLEAVED=op.interleaved, BLOCK=power(max(dk, dv)), HEADS=together,
         )  # fmt: skip
         norms = [self.vector(at[n]) if n in at else None for n in ("q_norm", "k_norm")]
         caches = [f"cache_k:{cache}", f"cache_v:{cache}"]
@@ -638,28 +706,36 @@ class GpuLowering(Lowering):
             node,
             [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, *norms, "input:slots", turned, *caches],
             write,
-            [["T", 1, 1], ["1", heads + 2 * groups, 1]],
+            [["T", 1, 1], ["1", heads + 2 * groups, together]],
         )
         share = heads // groups
         dkp, dvp = power(dk), power(dv)
-        bm = power(share, 16)
         extra = [self.vector(at[n]) if n in at else None for n in ("sinks", "slopes")]
-        attend = self._kernel(
-            "attention", "attend", [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32", "i32", "i32"], stages=2,
-            H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
-            SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=32 if dkp >= 256 else 64, BM=bm, PAGE=PAGE, INNER=inner,
-        )  # fmt: skip
+        to = TYPES[out.buffer.dtype]
+        bn = 32 if dkp >= 256 else 64
+        variants = []
+        for most, rows, alone in ((SPLIT_STEP, 16, False), (SHORT_STEP, 16, True), (0, attention_rows(self.target, self.kv_kind), True)):
+            bm = power(share, rows)
+            held = 2 * bn * (dkp + dvp) * BYTES[self.kv_kind]
+            stages = 2 if 2 * held // 2 + bm * dkp * BYTES[self.kv_kind] < 0.8 * self.target.shared_bytes else 1
+            kernel = self._kernel(
+                "attention", "attend", [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", to, "i32"], 4, stages,
+                H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
+                SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=bn, BM=bm, PAGE=PAGE, INNER=inner, STAGES=stages, ALONE=alone,
+            )  # fmt: skip
+            grid = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
+            variants.append(Variant(most, kernel, grid, bm // share))
         self._launch(
-            node, [turned, *caches, *extra, f"tiles:{bm // share}", "input:start", "input:pos", "input:block_tables", "scratch:part", out, "size:BLOCKS", "size:ALONE"],
-            attend, [[f"TILES{bm // share}", 1, 1], ["1", groups, 1], ["SPLITS", 1, 1]], scheme=self.kv_kind,
+            node, [turned, *caches, *extra, "tiles", "input:start", "input:pos", "input:block_tables", "scratch:part", out, "size:BLOCKS"], variants,
+            rows=Sym("STEP", 1), scheme=self.kv_kind,
         )  # fmt: skip
         merge = self._kernel(
-            "attention", "merge", ["*fp32", "*fp32", "*fp32", "i32"], warps=1, H=heads, DV=dv, DVP=dvp, SINKS=op.sinks
+            "attention", "merge", ["*fp32", "*fp32", to, "i32"], warps=1, H=heads, DV=dv, DVP=dvp, SINKS=op.sinks, AHEAD=8
         )
         self._launch(node, ["scratch:part", extra[0], out, "size:SPLITS"], merge, [["T", 1, 1], ["1", heads, 1]], when="split")
         self.part_floats = max(self.part_floats, heads * (dvp + 2))
 
 
-def lower(graph: Graph, kv_kind: str) -> Lowered:
-    """Lower a graph for GPUs; raises UnsupportedError naming the module and the model's source line."""
-    return GpuLowering(graph, kv_kind).run()
+def lower(graph: Graph, kv_kind: str, target: GpuTarget) -> Lowered:
+    """Lower a graph for one kind of GPU; raises UnsupportedError naming the module and the model's source line."""
+    return GpuLowering(graph, kv_kind, target).run()

@@ -34,7 +34,7 @@ CUDA = Names(
         "init": "cuInit", "count": "cuDeviceGetCount", "device": "cuDeviceGet", "attribute": "cuDeviceGetAttribute", "retain": "cuDevicePrimaryCtxRetain",
         "current": "cuCtxSetCurrent", "release": "cuDevicePrimaryCtxRelease_v2", "alloc": "cuMemAlloc_v2", "free": "cuMemFree_v2",
         "set": "cuMemsetD8Async", "to_device": "cuMemcpyHtoDAsync_v2", "to_host": "cuMemcpyDtoHAsync_v2", "within": "cuMemcpyDtoDAsync_v2", "memory": "cuMemGetInfo_v2",
-        "load": "cuModuleLoadData", "function": "cuModuleGetFunction", "limit": "cuFuncSetAttribute", "launch": "cuLaunchKernel", "stream": "cuStreamCreate",
+        "load": "cuModuleLoadData", "function": "cuModuleGetFunction", "limit": "cuFuncSetAttribute", "launch": "cuLaunchKernel", "launch_after": "cuLaunchKernelEx", "stream": "cuStreamCreate",
         "wait": "cuStreamSynchronize", "begin": "cuStreamBeginCapture_v2", "end": "cuStreamEndCapture", "instantiate": "cuGraphInstantiateWithFlags",
         "graph": "cuGraphLaunch", "error": "cuGetErrorString", "unload": "cuModuleUnload", "destroy_stream": "cuStreamDestroy_v2",
     },
@@ -57,11 +57,24 @@ ARGUMENTS: dict[str, list[Any]] = {
     "init": [UINT], "count": [POINTER], "device": [POINTER, INT], "attribute": [POINTER, INT, INT], "retain": [POINTER, INT], "current": [POINTER], "release": [INT],
     "alloc": [POINTER, SIZE], "free": [POINTER], "set": [POINTER, c.c_ubyte, SIZE, POINTER], "to_device": [POINTER, POINTER, SIZE, POINTER],
     "to_host": [POINTER, POINTER, SIZE, POINTER], "within": [POINTER, POINTER, SIZE, POINTER], "memory": [POINTER, POINTER], "load": [POINTER, POINTER],
-    "function": [POINTER, POINTER, c.c_char_p], "limit": [POINTER, INT, INT], "launch": [POINTER, *[UINT] * 7, POINTER, POINTER, POINTER], "stream": [POINTER, UINT],
+    "function": [POINTER, POINTER, c.c_char_p], "limit": [POINTER, INT, INT], "launch": [POINTER, *[UINT] * 7, POINTER, POINTER, POINTER], "launch_after": [POINTER, POINTER, POINTER, POINTER], "stream": [POINTER, UINT],
     "wait": [POINTER], "begin": [POINTER, INT], "end": [POINTER, POINTER], "instantiate": [POINTER, POINTER, c.c_ulonglong], "graph": [POINTER, POINTER],
     "error": [INT, POINTER], "unload": [POINTER], "destroy_stream": [POINTER],
 }  # fmt: skip
 LARGE_SHARED = 48 * 1024
+SCRATCH_BYTES = 1 << 20
+PROGRAMMATIC = 6
+"""CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: a kernel may begin while the one before it ends."""
+
+
+class _Attribute(c.Structure):
+    _fields_ = [("id", INT), ("pad", INT), ("value", INT), ("rest", INT * 15)]
+
+
+class _Config(c.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [("sizes", UINT * 7), ("stream", POINTER), ("attributes", POINTER), ("count", UINT)]
 
 
 class Library:
@@ -145,6 +158,7 @@ class _Kernel:
     def __init__(self, function: int, facts: dict[str, Any]) -> None:
         self.function = function
         self.threads, self.shared = int(facts["threads"]), int(facts["shared"])
+        self.overlaps, self.scratch = bool(facts.get("overlaps")), int(facts.get("scratch", 0))
         kinds = [c.c_uint64 if t.startswith("*") else c.c_int32 for t in facts["signature"]]
         self.values = [kind(0) for kind in (*kinds, c.c_uint64, c.c_uint64)]  # Triton's kernels take two scratch pointers more
         self.places = (POINTER * len(self.values))(*[c.addressof(v) for v in self.values])
@@ -168,6 +182,9 @@ class NativeDriver:
         self._library.check("stream", c.byref(self._stream), *([1] if names.family == "cuda" else []))
         self._held: set[int] = set()
         self._modules: list[Any] = []
+        self._scratch = 0
+        self._overlap = _Attribute(PROGRAMMATIC, 0, 1)
+        self._config = _Config(attributes=c.addressof(self._overlap), count=1, stream=self._stream)
         self._thread = threading.get_ident()
 
     def _here(self) -> Library:
@@ -211,11 +228,21 @@ class NativeDriver:
         if facts["shared"] > LARGE_SHARED:
             self._here().check("limit", function, self._library.names.max_shared, facts["shared"])
         assert function.value
-        return _Kernel(function.value, facts)
+        kernel = _Kernel(function.value, facts)
+        if kernel.scratch:
+            self._scratch = self._scratch or self.allocate(SCRATCH_BYTES)
+            kernel.values[-2].value = self._scratch
+        return kernel
 
     def launch(self, kernel: _Kernel, grid: tuple[int, int, int], arguments: list[int]) -> None:
         for slot, value in zip(kernel.values, arguments, strict=False):
             slot.value = value
+        if kernel.scratch * grid[0] * grid[1] * grid[2] > SCRATCH_BYTES:
+            raise EnvironmentLacks(f"a launch of {grid} programs needs more than {SCRATCH_BYTES} bytes of scratch memory")
+        if kernel.overlaps:
+            self._config.sizes[:] = (*grid, kernel.threads, 1, 1, kernel.shared)
+            self._here().check("launch_after", c.byref(self._config), kernel.function, kernel.places, None)
+            return
         self._here().check(
             "launch", kernel.function, *grid, kernel.threads, 1, 1, kernel.shared, self._stream, kernel.places, None
         )

@@ -18,10 +18,12 @@ from ..plan import BLOCK
 from ..sampling import Draw, SamplingRow
 from .cpu import Batch
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 SPLIT = 256
 ALIGN = 256
 PART_BYTES = 64 << 20
+SPLIT_STEP, SHORT_STEP, OTHER_STEP = 1, 2, 3
+"""What a step asks of attention: see the plan's symbol STEP."""
 GRAPHS = 64
 ELEMENT = {"f32": 4, "f16": 2, "bf16": 2}
 Ints = npt.NDArray[np.int32]
@@ -74,7 +76,7 @@ class LaunchExecutor:
             sizes = [blocks * BLOCK * cache["groups"] * cache[d] * ELEMENT[cache["kind"]] for d in ("dk", "dv")]
             self._caches.append((driver.allocate(sizes[0]), driver.allocate(sizes[1]), sizes[0] // blocks, sizes[1] // blocks))
         self._part = driver.allocate(PART_BYTES)
-        self._tiles = sorted({a[1] for launch in self._plan["launches"] for a in launch["arguments"] if a[0] == "tiles"})
+        self._tiles = sorted({v[3] for launch in self._plan["launches"] for v in launch["variants"] if v[3]})
         tile_ints = 2 * len(self._tiles) * (max_tokens + max_sequences)
         width = 2 * max(8, self._max_blocks)  # rounded up to a power of two
         ints = 4 * max_tokens + tile_ints + 2 * max_rows + 4 * max_sequences + max_sequences * width + 64 * 64
@@ -137,7 +139,8 @@ class LaunchExecutor:
         elif kind == "scales":
             piece = np.full(count // 2, 0.01, np.float16).view(np.uint8)
         else:
-            piece = rng.integers(0, 128, count, dtype=np.uint8)
+            piece = rng.integers(0, 256, count, dtype=np.uint8)
+            piece[piece & 127 == 127] = 0  # not numbers as e4m3
         address = self._driver.allocate(size)
         self._driver.upload(address, as_bytes(piece))
         done = piece.nbytes
@@ -161,6 +164,38 @@ class LaunchExecutor:
             self._driver.free(address)
         return 2 * size * rounds / seconds
 
+    def profile(self, batch: Batch, rounds: int = 5) -> list[dict[str, Any]]:
+        """What a step's time is made of: for each kernel its launches of the step alone, one after the other as they lie in the plan.
+
+        Returns kernel, launches, seconds of all of them (the median of `rounds`), weight_bytes and modules, the longest first. Needs a
+        device that records launches; the caches hold what the step put there.
+        """
+        self.run(batch)
+        sizes, addresses = self._stage(batch)
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for launch in self._plan["launches"]:
+            kernel = self._chosen(launch, sizes)
+            if kernel is not None:
+                groups.setdefault(kernel[1], []).append(launch)
+        found = []
+        for name, launches in groups.items():
+            if not self._driver.record():
+                raise EnvironmentLacks(f"{self.level} does not record launches, so single kernels cannot be timed")
+            for launch in launches:
+                self._launch(launch, sizes, addresses)
+            recording, times = self._driver.recorded(), []
+            for _ in range(rounds + 1):
+                self._driver.synchronize()
+                start = time.perf_counter()
+                self._driver.replay(recording)
+                self._driver.synchronize()
+                times.append(time.perf_counter() - start)
+            found.append({
+                "kernel": name, "launches": len(launches), "seconds": float(np.median(times[1:])),
+                "weight_bytes": sum(launch["weight_bytes"] for launch in launches), "module": launches[0]["scope"],
+            })  # fmt: skip
+        return sorted(found, key=lambda f: -f["seconds"])
+
     def synchronize(self) -> None:
         """Wait for the device."""
         self._driver.synchronize()
@@ -179,7 +214,7 @@ class LaunchExecutor:
             self._driver.replay(self._graphs[key])
             return
         recording = tokens == sequences and len(self._graphs) < GRAPHS and self._driver.record()
-        self._launch_all(sizes, addresses, "step")
+        self._launch_all(sizes, addresses)
         if recording:
             self._graphs[key] = self._driver.recorded()
             self._driver.replay(self._graphs[key])
@@ -201,7 +236,9 @@ class LaunchExecutor:
         while splits * SPLIT < longest:
             splits *= 2
         part = int(self._plan["part_floats"])
-        alone = int(splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or batch.ids.size > 4 * batch.pos.size)
+        short = batch.ids.size <= 4 * batch.pos.size
+        alone = int(splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or not short)
+        shape = SPLIT_STEP if not alone else SHORT_STEP if short else OTHER_STEP
         arrays: dict[str, Ints] = {
             "ids": batch.ids, "positions": batch.positions, "rows": batch.row_tokens, "start": batch.start, "pos": batch.pos, "slots": slots, "block_tables": tables,
         }  # fmt: skip
@@ -219,25 +256,36 @@ class LaunchExecutor:
             at += flat.size + pad
         self._driver.upload(self._inputs, as_bytes(np.concatenate(parts)))
         sizes = {
-            "T": int(batch.ids.size), "S": int(batch.pos.size), "R": int(batch.row_tokens.size), "BLOCKS": padded, "ALONE": alone, "SPLITS": 1 if alone else splits, "1": 1,
+            "T": int(batch.ids.size), "S": int(batch.pos.size), "R": int(batch.row_tokens.size), "BLOCKS": padded, "ALONE": alone, "SPLITS": 1 if alone else splits, "STEP": shape, "1": 1,
         }  # fmt: skip
         sizes.update({f"TILES{size}": arrays[f"tiles{size}"].shape[0] for size in self._tiles})
         return sizes, addresses
 
-    def _launch_all(self, sizes: dict[str, int], addresses: dict[str, int], phase: str) -> None:
+    def _launch_all(self, sizes: dict[str, int], addresses: dict[str, int]) -> None:
         for launch in self._plan["launches"]:
-            when = launch["when"]
-            if (when == "greedy") != (phase == "greedy") or (when == "split" and sizes["ALONE"]):
-                continue
-            symbol, factor = launch["rows"]
-            rows = sizes[symbol] * factor
-            _, kernel, grid = next(v for v in launch["variants"] if v[0] == 0 or rows <= v[0])
-            full = [-(-sizes[s] * f // d) for s, f, d in grid]
-            x, y, z = (*full, 1, 1)[:3]
-            if x and y and z:
-                self._driver.launch(
-                    self._kernels[kernel], (x, y, z), [self._value(a, sizes, addresses) for a in launch["arguments"]]
-                )
+            self._launch(launch, sizes, addresses)
+
+    def _chosen(self, launch: dict[str, Any], sizes: dict[str, int]) -> list[Any] | None:
+        """A launch's variant for a step of these sizes: most rows, kernel, grid, tile; None where the step has no use for it."""
+        if (launch["when"] == "split" and sizes["ALONE"]) or (launch["when"] == "greedy") != ("DRAWS" in sizes):
+            return None
+        symbol, factor = launch["rows"]
+        rows = sizes[symbol] * factor
+        found: list[Any] = next(v for v in launch["variants"] if v[0] == 0 or rows <= v[0])
+        return found
+
+    def _launch(self, launch: dict[str, Any], sizes: dict[str, int], addresses: dict[str, int]) -> None:
+        variant = self._chosen(launch, sizes)
+        if variant is None:
+            return
+        _, kernel, grid, tile = variant
+        if tile:
+            sizes["TILES"], addresses["tiles"] = sizes[f"TILES{tile}"], addresses[f"tiles{tile}"]
+        x, y, z = (*(-(-sizes[s] * f // d) for s, f, d in grid), 1, 1)[:3]
+        if x and y and z:
+            self._driver.launch(
+                self._kernels[kernel], (x, y, z), [self._value(a, sizes, addresses) for a in launch["arguments"]]
+            )
 
     def _value(self, argument: list[Any], sizes: dict[str, int], addresses: dict[str, int]) -> int:
         kind = argument[0]
@@ -259,7 +307,7 @@ class LaunchExecutor:
         if kind in ("cache_k", "cache_v"):
             return self._caches[argument[1]][kind == "cache_v"]
         if kind == "tiles":
-            return addresses[f"tiles{argument[1]}"]
+            return addresses["tiles"]
         if kind == "scratch":
             return self._part
         if kind == "output":
@@ -284,7 +332,7 @@ class LaunchExecutor:
         wanted = logprobs or top > 0
         if not wanted and len(rows) <= self._max_rows and all(host_sampling.is_plain(r) for r in rows):
             self._driver.upload(self._sample_rows, as_bytes(np.array([r.row for r in rows], np.int32)))
-            self._launch_all({"DRAWS": len(rows), "1": 1, "ALONE": 1}, {}, "greedy")
+            self._launch_all({"DRAWS": len(rows), "1": 1, "ALONE": 1}, {})
             tokens = np.empty(len(rows), np.int32)
             self._driver.download(self._tokens, tokens)
             return [Draw(t) for t in tokens.tolist()]

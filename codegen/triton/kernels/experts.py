@@ -7,7 +7,7 @@ runs in blocks of SPAN in order, by plain arithmetic: no pair's bits depend on a
 import triton
 import triton.language as tl
 
-from .linear import activate, decode, gate
+from .common import activate, begin, decode, gate
 
 
 @triton.jit
@@ -16,9 +16,10 @@ def expert(
     EXPERTS: tl.constexpr, DIVIDE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr,
     KIND: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, HAS_ZERO: tl.constexpr,
     BIAS: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    SPAN: tl.constexpr, BN: tl.constexpr,
+    SPAN: tl.constexpr, BN: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (pairs, tiles of N): y [pairs, WIDTH] = act(w_e · x[pair // DIVIDE] + bias_e), e = index[pair]; N rows an expert."""
+    begin(OVERLAP)
     pair = tl.program_id(0).to(tl.int64)
     e = tl.load(index_ptr + pair).to(tl.int64)
     e = tl.where((e < 0) | (e >= EXPERTS), 0, e)
@@ -65,8 +66,11 @@ def expert(
 
 
 @triton.jit
-def weigh(x_ptr, weight_ptr, y_ptr, CHOICES: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
+def weigh(
+    x_ptr, weight_ptr, y_ptr, CHOICES: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     """Grid (tokens, blocks of K): y[t] = Σ_j weight[t, j]·x[t, j], in the order of choices."""
+    begin(OVERLAP)
     t = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)

@@ -3,19 +3,22 @@
 import triton
 import triton.language as tl
 
+from .common import packed_row
+
 
 @triton.jit
 def rows_of_floats(
-    src_ptr, dst_ptr, K: tl.constexpr, CHUNKS: tl.constexpr, KW: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr
+    src_ptr, dst_ptr, K: tl.constexpr, CHUNKS: tl.constexpr, KW: tl.constexpr, PAIRED: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Grid (rows, blocks of KW). PAIRED: a pair's two values lie together (bfloat16); else 16 of the one, then 16 of the other."""
     n = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    place = ((n // 16) * CHUNKS + k // 32) * 512 + (k % 32) // 2 * 32
+    p = packed_row(n, GATED)
+    place = ((p // 16) * CHUNKS + k // 32) * 512 + (k % 32) // 2 * 32
     if PAIRED:
-        place += (n % 16) * 2 + k % 2
+        place += (p % 16) * 2 + k % 2
     else:
-        place += (k % 2) * 16 + n % 16
+        place += (k % 2) * 16 + p % 16
     v = tl.load(src_ptr + place, mask=k < K, other=0)
     tl.store(dst_ptr + n * KW + k, v, mask=k < KW)
 
@@ -67,25 +70,28 @@ def rows_of_codes(
     SPAN: tl.constexpr,
     FILL: tl.constexpr,
     FLIP: tl.constexpr,
+    GATED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Grid (rows, blocks of bytes): 8-bit codes in order, FLIPped, or 4-bit ones as `linear` reads them. Places after K get FILL."""
     n = tl.program_id(0).to(tl.int64)
+    p = packed_row(n, GATED)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if BITS == 8:
-        code = tl.where(j < K, code_at(src_ptr, n, j, j < K, CHUNKS, FORM, B0, B1) ^ FLIP, FILL)
+        code = tl.where(j < K, code_at(src_ptr, p, j, j < K, CHUNKS, FORM, B0, B1) ^ FLIP, FILL)
         tl.store(dst_ptr + n * KW + j, code.to(tl.uint8), mask=j < KW)
     else:
         k = j // SPAN * (2 * SPAN) + j % SPAN
-        low = tl.where(k < K, code_at(src_ptr, n, k, k < K, CHUNKS, FORM, B0, B1), FILL)
-        high = tl.where(k + SPAN < K, code_at(src_ptr, n, k + SPAN, k + SPAN < K, CHUNKS, FORM, B0, B1), FILL)
+        low = tl.where(k < K, code_at(src_ptr, p, k, k < K, CHUNKS, FORM, B0, B1), FILL)
+        high = tl.where(k + SPAN < K, code_at(src_ptr, p, k + SPAN, k + SPAN < K, CHUNKS, FORM, B0, B1), FILL)
         tl.store(dst_ptr + n * (KW // 2) + j, (low | (high << 4)).to(tl.uint8), mask=j < KW // 2)
 
 
 @triton.jit
-def rows_of_groups(src_ptr, dst_ptr, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+def rows_of_groups(src_ptr, dst_ptr, GROUPS: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (rows, blocks of groups): scales or zero points [tile][group][16] → [row][group]."""
     n = tl.program_id(0).to(tl.int64)
     g = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    v = tl.load(src_ptr + ((n // 16) * GROUPS + g) * 16 + n % 16, mask=g < GROUPS, other=0)
+    p = packed_row(n, GATED)
+    v = tl.load(src_ptr + ((p // 16) * GROUPS + g) * 16 + p % 16, mask=g < GROUPS, other=0)
     tl.store(dst_ptr + n * GROUPS + g, v, mask=g < GROUPS)

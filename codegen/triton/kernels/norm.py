@@ -6,6 +6,8 @@ Cost model: bytes = rows·K·(4 read + 1 to 4 written). Sums run over a row in b
 import triton
 import triton.language as tl
 
+from .common import begin
+
 
 @triton.jit
 def near(x):
@@ -28,10 +30,11 @@ def near_e4m3(x):
 def norm(
     x_ptr, weight_ptr, bias_ptr, order_ptr, y_ptr, scale_ptr,
     K: tl.constexpr, HEADS: tl.constexpr, LDX: tl.constexpr, LDH: tl.constexpr, KPAD: tl.constexpr,
-    NORM: tl.constexpr, EPS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, ORDER: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
+    NORM: tl.constexpr, EPS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, ORDER: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """y[row] = round(norm(x[row])), columns from K to KPAD zero. NORM: "", "rms", "layer", "l2"; ROUND: "" (float32), "bf16", "int8"
-    (codes in ±127 and a scale for the row), "int8-values" and "fp8" (their values, as bfloat16). ORDER picks inputs."""
+    """y[row] = round(norm(x[row])), columns from K to KPAD zero. NORM: "", "rms", "layer", "l2"; ROUND: "" (none), "int8"
+    (codes in ±127 and a scale for the row), "fp8-codes" (likewise), "int8-values" and "fp8" (their values, as bfloat16). ORDER picks inputs."""
+    begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     x_row = x_ptr + (row // HEADS) * LDX + (row % HEADS) * LDH
     lane = tl.arange(0, BLOCK)
@@ -52,7 +55,7 @@ def norm(
             square = square / K
         factor = 1.0 / tl.sqrt(square + EPS)
     most = 0.0
-    if ROUND == "int8" or ROUND == "int8-values" or ROUND == "fp8":
+    if ROUND != "":
         largest = tl.zeros((BLOCK,), tl.float32)
         for k0 in range(0, K, BLOCK):
             inside = k0 + lane < K
@@ -82,10 +85,14 @@ def norm(
             scale = (most / 127.5).to(tl.bfloat16).to(tl.float32)
             t = tl.where(scale > 1e-30, v.to(tl.bfloat16).to(tl.float32) / scale, 0.0).to(tl.bfloat16).to(tl.float32)
             v = tl.minimum(tl.maximum(near(t), -128.0), 127.0) * scale
-        elif ROUND == "fp8":
+        elif ROUND == "fp8" or ROUND == "fp8-codes":
             scale = (most / 448.0).to(tl.bfloat16).to(tl.float32)
             t = tl.where(scale > 1e-30, v.to(tl.bfloat16).to(tl.float32) / scale, 0.0).to(tl.bfloat16).to(tl.float32)
-            v = near_e4m3(t) * scale
+            v = near_e4m3(t)
+            if ROUND == "fp8":
+                v = v * scale
         tl.store(y_ptr + row * KPAD + k0 + lane, v.to(y_ptr.dtype.element_ty), mask=k0 + lane < KPAD)
     if ROUND == "int8":
         tl.store(scale_ptr + row, tl.where(most > 1e-35, most / 127.0, 0.0))
+    if ROUND == "fp8-codes":
+        tl.store(scale_ptr + row, (most / 448.0).to(tl.bfloat16).to(tl.float32))

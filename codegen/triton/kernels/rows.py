@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .common import begin
+
 
 @triton.jit
 def embed(
@@ -23,8 +25,10 @@ def embed(
     HAS_ZERO: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Row ids[t] of a table [V, K], stored as `linear` stores weights, in float32. Grid (tokens, blocks of K)."""
+    begin(OVERLAP)
     t = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = k < K
@@ -57,8 +61,11 @@ def embed(
 
 
 @triton.jit
-def rope_table(positions_ptr, frequencies_ptr, y_ptr, PAIRS: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr):
+def rope_table(
+    positions_ptr, frequencies_ptr, y_ptr, PAIRS: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     """y [T, 2, PAIRS]: scale·cos and scale·sin of position·frequency, the product rounded to float32."""
+    begin(OVERLAP)
     t = tl.program_id(0).to(tl.int64)
     p = tl.arange(0, BLOCK)
     inside = p < PAIRS
@@ -80,8 +87,10 @@ def rope(
     OFFSET: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (rows, heads): rows of D values, rotated by their token's table."""
+    begin(OVERLAP)
     t, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, BLOCK)
     inside = lane < D
@@ -103,8 +112,18 @@ def rope(
 
 
 @triton.jit
-def hadamard(x_ptr, y_ptr, LDX: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr):
+def hadamard(
+    x_ptr,
+    y_ptr,
+    LDX: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    UNIT: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
     """Grid (rows, blocks of K): 2^STEPS = BLOCK values times a Hadamard matrix and UNIT, by sums and differences."""
+    begin(OVERLAP)
     t, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + t * LDX + k) * UNIT
     for i in tl.static_range(STEPS):
@@ -114,17 +133,31 @@ def hadamard(x_ptr, y_ptr, LDX: tl.constexpr, K: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def argmax(x_ptr, rows_ptr, y_ptr, V: tl.constexpr, BLOCK: tl.constexpr):
-    """y[i] = the place of the largest of row rows[i] of x [R, V], the first of equals."""
-    i = tl.program_id(0)
+def largest(x_ptr, rows_ptr, part_ptr, V: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    """Grid (rows, PARTS): the largest of a part of row rows[i] of x [R, V] and its place, the first of equals → part [rows, PARTS, 2]."""
+    begin(OVERLAP)
+    i, part = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows_ptr + i).to(tl.int64)
+    size: tl.constexpr = (V + PARTS - 1) // PARTS
     lane = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    where = tl.zeros((BLOCK,), tl.int32)
-    for v0 in range(0, V, BLOCK):
-        x = tl.load(x_ptr + row * V + v0 + lane, mask=v0 + lane < V, other=float("-inf"))
+    where = tl.full((BLOCK,), part * size, tl.int32)
+    for v0 in range(part * size, tl.minimum((part + 1) * size, V), BLOCK):
+        inside = (v0 + lane < V) & (v0 + lane < (part + 1) * size)
+        x = tl.load(x_ptr + row * V + v0 + lane, mask=inside, other=float("-inf"))
         wins = x > best
         best = tl.where(wins, x, best)
         where = tl.where(wins, v0 + lane, where)
     most = tl.max(best, 0)
-    tl.store(y_ptr + i, tl.min(tl.where(best == most, where, 2147483647), 0))
+    tl.store(part_ptr + (i * PARTS + part) * 2, most)
+    tl.store(part_ptr + (i * PARTS + part) * 2 + 1, tl.min(tl.where(best == most, where, 2147483647), 0).to(tl.float32))
+
+
+@triton.jit
+def argmax(part_ptr, y_ptr, PARTS: tl.constexpr, OVERLAP: tl.constexpr):
+    """y[i] = the place of the largest of row i's parts. Places are exact: a vocabulary is smaller than 2^24."""
+    begin(OVERLAP)
+    i = tl.program_id(0)
+    at = part_ptr + (i * PARTS + tl.arange(0, PARTS)) * 2
+    x, where = tl.load(at), tl.load(at + 1)
+    tl.store(y_ptr + i, tl.min(tl.where(x == tl.max(x, 0), where, float("inf")), 0).to(tl.int32))
