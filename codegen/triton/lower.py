@@ -31,7 +31,7 @@ from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import FIELDS, kind_of
 from . import generic
 from .target import GpuTarget
-from .tiles import Tile, attention_rows, float_tiles
+from .tiles import Tile, attention_tiles, float_tiles, nibble_tiles
 
 KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
 ROUNDINGS = {"": "", "f32": "", "f16": "", "bf16": "", "int8": "int8-values", "fp8": "fp8"}
@@ -40,10 +40,11 @@ SPLIT = 256
 PAGE = 32
 PARTS = 64
 """Programs that look for a row's largest logit."""
-SPLIT_STEP, SHORT_STEP = 1, 2
-"""The symbol STEP of a step: each split of a row on its own; few tokens a sequence, a row's splits in turn; 3, any other."""
-FETCH_BYTES = 16 << 20
-"""Of a weight, asked for while the launches before still run."""
+FEW_SPLITS, SPLITS, SHORT = 1, 2, 3
+"""The symbol STEP of a step: each split of a row on its own, of few sequences or of more; few tokens a sequence, a row's splits in turn; 4, any
+other."""
+APART_ROWS = 64
+"""Rows up to which chunks of K are summed apart."""
 
 
 @dataclass(frozen=True)
@@ -415,7 +416,7 @@ class GpuLowering(Lowering):
         kernel = self._kernel(
             "norm", "norm", ["*fp32", "*fp32", "*fp32", "*i32", TYPES[dtype], "*fp32"],
             K=k, KPAD=k, HEADS=heads, LDX=ldx, LDH=ldh, NORM=norm, EPS=float(eps), WEIGHT=weight is not None, BIAS=bias is not None, ORDER=order is not None,
-            ROUND=rounding, BLOCK=min(8192, power(k)), warps=8 if k > 2048 else 4,
+            ROUND=rounding, BLOCK=min(16384, power(k)), warps=16 if k > 8192 else 8 if k > 2048 else 4,
         )  # fmt: skip
         vectors = [self.vector(v) if v is not None else None for v in (weight, bias)]
         self._launch(node, [(x, offset), *vectors, order, buffer, scale], kernel, [[*generic.lanes_of(count), 1]])
@@ -489,7 +490,6 @@ class GpuLowering(Lowering):
             raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
         scheme, rounding, read = self._reads(op, weight)
         gated = "halves" if op.gated else ""
-        w = self._stored(weight, scheme, gated, turned=op.gated)
         n, k = weight.type.shape
         assert isinstance(n, int) and isinstance(k, int)
         layout, rows, ldx, offset = self.rows(at["x"])
@@ -508,40 +508,90 @@ class GpuLowering(Lowering):
         width = n // 2 if op.gated else n
         packed = 2 * up(n // 2, 16) if op.gated else n
         bias = self.vector(at["bias"], gated, "bias") if op.bias else None
-        items, held = self._weight_arguments(w)
         last = [bias, (residual[0], residual[3]) if residual else None, out, ["count", *generic.lanes_of(rows)]]
         types = ["*fp32", "*fp32", TYPES[out.buffer.dtype], "i32"]
         constants = {
-            "N": packed, "K": k, "KW": w.width, "LDX": ldx, "LDY": width, "LDR": residual[2] if residual else 0, "BIAS": op.bias, "RESIDUAL": op.residual, "ACT": op.act,
+            "N": packed, "K": k, "LDX": ldx, "LDY": width, "LDR": residual[2] if residual else 0, "BIAS": op.bias, "RESIDUAL": op.residual, "ACT": op.act,
             "GATED": op.gated, "LIMIT": 0.0, "ALPHA": 0.0, "WIDTH": width,
         }  # fmt: skip
-        facts = {"rows": rows, "scheme": str(scheme), "weight_bytes": self.device[w.codes].bytes, "operations": 2 * n * k}
+        facts = {"rows": rows, "scheme": str(scheme), "operations": 2 * n * k}
+        if scheme.is_integer and scheme.bits == 4 and 16 <= scheme.group <= 256 and read == "bf16" and not scheme.offset:
+            self._nibbles(node, weight, scheme, gated, x, last, types, constants, facts)
+            return
+        w = self._stored(weight, scheme, gated, turned=op.gated)
+        items, held = self._weight_arguments(w)
+        constants["KW"] = w.width
+        facts["weight_bytes"] = self.device[w.codes].bytes
         if w.kind == "float" or read == "f8":
-            tiles = float_tiles(self.target, packed, k, read, aligned=ldx % 8 == 0 and offset % 8 == 0, residual=op.residual)
+            tiles = float_tiles(self.target, packed, k, read, aligned=ldx % 8 == 0 and offset % 8 == 0)
             types = [TYPES[read], TYPES[read], w.scale_type, "*fp32", *types]
-            variants = [self._float_variant(tile, BYTES[read], types, rows, SCALED=read == "f8", **constants) for tile in tiles]
+            variants = [self._float_variant(tile, types, rows, SCALED=read == "f8", **constants) for tile in tiles]
             self._launch(node, [x, items[0], items[1], scale, *last], variants, **facts)
             return
         variants = []
         for most, bm in ((16, 16), (0, 64)):
             kernel = self._kernel(
                 "linear", "linear_coded", [TYPES[read], *held, "*fp32", *types], HAS_ZERO=w.zeros is not None and not w.offset, HAS_OFFSET=w.offset, INT8=w.int8,
-                BN=64, BM=bm, FETCH=self._fetched(packed, w.width * w.bits // 8) if most else 0, **{**constants, **w.constants()},
+                BN=64, BM=bm, **{**constants, **w.constants()},
             )  # fmt: skip
             variants.append(Variant(most, kernel, [["1", packed, 64], [*generic.lanes_of(rows), bm]]))
         self._launch(node, [x, *items, scale, *last], variants, **facts)
 
-    def _fetched(self, n: int, row_bytes: int) -> int:
-        """Bytes of each of a weight's n rows to ask for ahead."""
-        return min(row_bytes, FETCH_BYTES // n) // 128 * 128 if self.target.overlaps else 0
+    def _nibbles(
+        self, node: Node, weight: Value, scheme: Scheme, gated: str, x: Any, last: list[Any], types: list[str], constants: dict[str, Any], facts: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """A product with 4-bit integers in groups, in bfloat16."""
+        packed, k, group = constants["N"], constants["K"], scheme.group
+        span = min(64, group)
+        steps = -(-k // (4 * span))
+        chunks, tiles = nibble_tiles(self.target, packed, steps, span)
+        width, zero = steps * 4 * span, 0 if scheme.asymmetric else 8
+        groups, held = -(-k // group), -(-width // group)
+        turned = bool(gated)
+        made = self._kernel(
+            "layout", "rows_of_words", ["*u8", "*i16"], K=k, CHUNKS=up(k, 32) // 32, KW=width, FORM="nibbles", B0=1, B1=0, SPAN=span, FILL=zero, GATED=turned, BLOCK=256,
+        )  # fmt: skip
+        codes = self._rows(
+            WeightSpec(weight.name, "codes", (weight,), scheme, gated), made, (packed, -(-width // 1024)), up(packed, 64) * width // 2
+        )
+        kinds = {"f32": ("*i32", 4), "f16": ("*i16", 2), "bf16": ("*i16", 2)}
+        if scheme.scale_kind not in kinds:
+            raise UnsupportedError(f"a GPU has no kernel for scales in {scheme.scale_kind}", f"leave :scale-{scheme.scale_kind} out")
 
-    def _float_variant(self, tile: Tile, element: int, types: list[str], rows: Dim, **constants: Any) -> Variant:
+        def columns(pack: str, source: str, to: str, element: int) -> int:
+            turn = self._kernel("layout", "columns_of_groups", [source, to], N=packed, GROUPS=groups, GATED=turned, BLOCK=256)
+            spec = WeightSpec(f"{weight.name}.{pack}", pack, (weight,), scheme, gated)
+            return self._rows(spec, turn, (-(-packed // 256), groups), held * packed * element)
+
+        moved, element = kinds[scheme.scale_kind]
+        scales = columns("scales", moved, moved, element)
+        zeros = f"device:{columns('zeros', '*u8', '*i16', 2)}" if scheme.asymmetric else None
+        shared = {key: constants[key] for key in ("N", "LDY", "LDR", "BIAS", "RESIDUAL", "ACT", "GATED", "LIMIT", "ALPHA", "WIDTH")}
+        signature = ["*bf16", "*i16", GPU_SCALES[scheme.scale_kind], "*i16", "*fp32", *types]
+        variants = []
+        for tile in tiles:
+            kernel = self._kernel(
+                "linear", "linear_nibbles", signature, tile.warps, tile.stages, **constants, KW=width, ZERO=zero, GROUP=group, HAS_ZERO=scheme.asymmetric, SPAN=span, BN=tile.bn,
+                BM=tile.bm, CHUNKS=chunks, APART=tile.apart and chunks > 1, STAGES=tile.stages, ASM=self.target.family == "cuda",
+            )  # fmt: skip
+            grid = [["1", packed, tile.bn], [*generic.lanes_of(facts["rows"]), tile.bm], ["1", chunks if tile.apart else 1, 1]]
+            variants.append(Variant(tile.most, kernel, grid))
+        self._launch(
+            node, [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last], variants, weight_bytes=self.device[codes].bytes, **facts
+        )
+        if chunks > 1:
+            block = min(512, power(constants["WIDTH"]))
+            kernel = self._kernel("linear", "close", ["*fp32", *types], CHUNKS=chunks, BLOCK=block, **shared)
+            grid = [[*generic.lanes_of(facts["rows"]), 1], ["1", constants["WIDTH"], block]]
+            self._launch(node, ["scratch:part", *last], [Variant(APART_ROWS, kernel, grid)], rows=facts["rows"])
+
+    def _float_variant(self, tile: Tile, types: list[str], rows: Dim, **constants: Any) -> Variant:
         n = constants["N"]
         constants |= {"BN": tile.bn, "BM": tile.bm, "BK": tile.bk, "STAGES": tile.stages}
         if tile.programs:
-            constants |= {"BAND": 8, "PROGRAMS": tile.programs, "FLAT": tile.flat}
+            constants |= {"BAND": 8, "PROGRAMS": tile.programs, "FLAT": tile.flat, "PARTS": tile.parts}
             return Variant(tile.most, self._kernel("linear", "linear_tiles", types, tile.warps, tile.stages, **constants), [["1", tile.programs, 1]])  # fmt: skip
-        constants |= {"BAND": 0 if tile.most else 8, "FETCH": self._fetched(n, constants["KW"] * element) if tile.most else 0}
+        constants |= {"BAND": 0 if tile.most else 8}
         kernel = self._kernel("linear", "linear", types, tile.warps, tile.stages, **constants)
         return Variant(tile.most, kernel, [["1", n, tile.bn], [*generic.lanes_of(rows), tile.bm]])
 
@@ -712,25 +762,22 @@ class GpuLowering(Lowering):
         dkp, dvp = power(dk), power(dv)
         extra = [self.vector(at[n]) if n in at else None for n in ("sinks", "slopes")]
         to = TYPES[out.buffer.dtype]
-        bn = 32 if dkp >= 256 else 64
+        tiles = attention_tiles(self.target, share, dkp + dvp, self.kv_kind)
         variants = []
-        for most, rows, alone in ((SPLIT_STEP, 16, False), (SHORT_STEP, 16, True), (0, attention_rows(self.target, self.kv_kind), True)):
-            bm = power(share, rows)
-            held = 2 * bn * (dkp + dvp) * BYTES[self.kv_kind]
-            stages = 2 if 2 * held // 2 + bm * dkp * BYTES[self.kv_kind] < 0.8 * self.target.shared_bytes else 1
+        for most, alone, tile in zip((FEW_SPLITS, SPLITS, SHORT, 0), (False, False, True, True), tiles, strict=True):
             kernel = self._kernel(
-                "attention", "attend", [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", to, "i32"], 4, stages,
+                "attention", "attend", [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", to, "i32"], tile.warps, tile.stages,
                 H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
-                SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=bn, BM=bm, PAGE=PAGE, INNER=inner, STAGES=stages, ALONE=alone,
+                SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=PAGE, INNER=inner, STAGES=tile.stages, ALONE=alone, ASM=self.target.family == "cuda", AHEAD=tile.ahead,
             )  # fmt: skip
             grid = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
-            variants.append(Variant(most, kernel, grid, bm // share))
+            variants.append(Variant(most, kernel, grid, tile.bm // share))
         self._launch(
             node, [turned, *caches, *extra, "tiles", "input:start", "input:pos", "input:block_tables", "scratch:part", out, "size:BLOCKS"], variants,
             rows=Sym("STEP", 1), scheme=self.kv_kind,
         )  # fmt: skip
         merge = self._kernel(
-            "attention", "merge", ["*fp32", "*fp32", to, "i32"], warps=1, H=heads, DV=dv, DVP=dvp, SINKS=op.sinks, AHEAD=8
+            "attention", "merge", ["*fp32", "*fp32", to, "i32"], warps=1, H=heads, DV=dv, DVP=dvp, SINKS=op.sinks, TOGETHER=8
         )
         self._launch(node, ["scratch:part", extra[0], out, "size:SPLITS"], merge, [["T", 1, 1], ["1", heads, 1]], when="split")
         self.part_floats = max(self.part_floats, heads * (dvp + 2))

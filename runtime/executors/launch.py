@@ -22,8 +22,9 @@ PLAN_VERSION = 2
 SPLIT = 256
 ALIGN = 256
 PART_BYTES = 64 << 20
-SPLIT_STEP, SHORT_STEP, OTHER_STEP = 1, 2, 3
+FEW_SPLITS, SPLITS, SHORT, OTHER = 1, 2, 3, 4
 """What a step asks of attention: see the plan's symbol STEP."""
+FEW = 8
 GRAPHS = 64
 ELEMENT = {"f32": 4, "f16": 2, "bf16": 2}
 Ints = npt.NDArray[np.int32]
@@ -84,6 +85,9 @@ class LaunchExecutor:
         self._tokens = driver.allocate(4 * max(max_rows, 1))
         self._sample_rows = driver.allocate(4 * max(max_rows, 1))
         self._graphs: dict[tuple[int, ...], Any] = {}
+        launches = self._plan["launches"]
+        self._steps = {greedy: [x for x in launches if (x["when"] == "greedy") == greedy] for greedy in (False, True)}
+        self._drawn: list[int] = []  # the rows that `sample_rows` holds
         self._logits: npt.NDArray[np.float32] | None = None
 
     def _constant(self, values: npt.NDArray[Any]) -> int:
@@ -173,7 +177,7 @@ class LaunchExecutor:
         self.run(batch)
         sizes, addresses = self._stage(batch)
         groups: dict[str, list[dict[str, Any]]] = {}
-        for launch in self._plan["launches"]:
+        for launch in self._steps[False]:
             kernel = self._chosen(launch, sizes)
             if kernel is not None:
                 groups.setdefault(kernel[1], []).append(launch)
@@ -214,7 +218,8 @@ class LaunchExecutor:
             self._driver.replay(self._graphs[key])
             return
         recording = tokens == sequences and len(self._graphs) < GRAPHS and self._driver.record()
-        self._launch_all(sizes, addresses)
+        for launch in self._steps[False]:
+            self._launch(launch, sizes, addresses)
         if recording:
             self._graphs[key] = self._driver.recorded()
             self._driver.replay(self._graphs[key])
@@ -238,7 +243,7 @@ class LaunchExecutor:
         part = int(self._plan["part_floats"])
         short = batch.ids.size <= 4 * batch.pos.size
         alone = int(splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or not short)
-        shape = SPLIT_STEP if not alone else SHORT_STEP if short else OTHER_STEP
+        shape = (FEW_SPLITS if batch.pos.size <= FEW else SPLITS) if not alone else SHORT if short else OTHER
         arrays: dict[str, Ints] = {
             "ids": batch.ids, "positions": batch.positions, "rows": batch.row_tokens, "start": batch.start, "pos": batch.pos, "slots": slots, "block_tables": tables,
         }  # fmt: skip
@@ -261,18 +266,13 @@ class LaunchExecutor:
         sizes.update({f"TILES{size}": arrays[f"tiles{size}"].shape[0] for size in self._tiles})
         return sizes, addresses
 
-    def _launch_all(self, sizes: dict[str, int], addresses: dict[str, int]) -> None:
-        for launch in self._plan["launches"]:
-            self._launch(launch, sizes, addresses)
-
     def _chosen(self, launch: dict[str, Any], sizes: dict[str, int]) -> list[Any] | None:
         """A launch's variant for a step of these sizes: most rows, kernel, grid, tile; None where the step has no use for it."""
-        if (launch["when"] == "split" and sizes["ALONE"]) or (launch["when"] == "greedy") != ("DRAWS" in sizes):
+        if launch["when"] == "split" and sizes["ALONE"]:
             return None
         symbol, factor = launch["rows"]
         rows = sizes[symbol] * factor
-        found: list[Any] = next(v for v in launch["variants"] if v[0] == 0 or rows <= v[0])
-        return found
+        return next((v for v in launch["variants"] if v[0] == 0 or rows <= v[0]), None)
 
     def _launch(self, launch: dict[str, Any], sizes: dict[str, int], addresses: dict[str, int]) -> None:
         variant = self._chosen(launch, sizes)
@@ -331,8 +331,12 @@ class LaunchExecutor:
         """Draw one token for each row of the last step: the largest logits on the device, all else here."""
         wanted = logprobs or top > 0
         if not wanted and len(rows) <= self._max_rows and all(host_sampling.is_plain(r) for r in rows):
-            self._driver.upload(self._sample_rows, as_bytes(np.array([r.row for r in rows], np.int32)))
-            self._launch_all({"DRAWS": len(rows), "1": 1, "ALONE": 1}, {})
+            drawn = [r.row for r in rows]
+            if drawn != self._drawn:
+                self._driver.upload(self._sample_rows, as_bytes(np.array(drawn, np.int32)))
+                self._drawn = drawn
+            for launch in self._steps[True]:
+                self._launch(launch, {"DRAWS": len(rows), "1": 1}, {})
             tokens = np.empty(len(rows), np.int32)
             self._driver.download(self._tokens, tokens)
             return [Draw(t) for t in tokens.tolist()]

@@ -79,26 +79,50 @@ def write_cache(
 
 
 @triton.jit
+def power_of_two(x, ASM: tl.constexpr):
+    """2^x; ASM: in one instruction, with 0 for results under the smallest normal number."""
+    if ASM:
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        y = tl.exp2(x)
+    return y
+
+
+@triton.jit
 def split_sums(
-    q, k_cache_ptr, v_cache_ptr, block_ptr, low, high, last, at, valid, slope, g,
+    q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, low, high, last, at, valid, slope, g,
     G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    CHUNK: tl.constexpr, SLOPES: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PAGE: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, MASKED: tl.constexpr,
+    CHUNK: tl.constexpr, SLOPES: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PAGE: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr, AHEAD: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Positions [low, high) for the rows of a tile: the largest score in powers of two [BM], Σ weights [BM, 16] (equal columns), Σ weights·values
-    [BM, DVP]. MASKED: some row does not see all of them."""
+    [BM, DVP]. MASKED: some row does not see all of them. AHEAD: the next tile's pages are looked up while a tile is worked on."""
     m = tl.full((BM,), float("-inf"), tl.float32)
     l = tl.zeros((BM, 16), tl.float32)
     acc = tl.zeros((BM, DVP), tl.float32)
     ones = tl.full((BN, 16), 1.0, v_cache_ptr.dtype.element_ty)
     dk, dv, n = tl.arange(0, DKP), tl.arange(0, DVP), tl.arange(0, BN)
+    PAGES: tl.constexpr = BN // PAGE
+    if AHEAD:
+        tl.static_assert(PAGES <= 2)
+        page = low // PAGE
+        first = tl.load(block_ptr + page)
+        second = tl.load(block_ptr + page + 1, mask=page + 1 < max_blocks, other=0)
     for p0 in tl.range(low, high, BN, num_stages=STAGES):
         p = p0 + n
         there = p <= last
-        if MASKED:
-            block = tl.load(block_ptr + p // PAGE, mask=there, other=0).to(tl.int64)
+        if AHEAD:
+            slot = first.to(tl.int64) * PAGE + n
+            if PAGES == 2:
+                slot = tl.where(n < PAGE, slot, second.to(tl.int64) * PAGE + n - PAGE)
+            page = (p0 + BN) // PAGE
+            first = tl.load(block_ptr + page, mask=page < max_blocks, other=0)
+            if PAGES == 2:
+                second = tl.load(block_ptr + page + 1, mask=page + 1 < max_blocks, other=0)
+        elif MASKED:
+            slot = tl.load(block_ptr + p // PAGE, mask=there, other=0).to(tl.int64) * PAGE + p % PAGE
         else:
-            block = tl.load(block_ptr + p // PAGE).to(tl.int64)
-        place = (block * PAGE + p % PAGE) * G + g
+            slot = tl.load(block_ptr + p // PAGE).to(tl.int64) * PAGE + p % PAGE
+        place = slot * G + g
         k_at = k_cache_ptr + place[:, None] * DK + dk[None, :]
         v_at = v_cache_ptr + place[:, None] * DV + dv[None, :]
         if MASKED or DK != DKP:
@@ -112,10 +136,11 @@ def split_sums(
         scores = tl.dot(q, tl.trans(k), out_dtype=tl.float32, input_precision=INNER)
         if SOFTCAP > 0.0:
             scores = (SOFTCAP * LOG2E) * (2.0 * tl.sigmoid((2.0 * SCALE / SOFTCAP) * scores) - 1.0)
-        else:
-            scores = scores * (SCALE * LOG2E)
         if SLOPES:
+            if SOFTCAP == 0.0:
+                scores = scores * (SCALE * LOG2E)
             scores += slope[:, None] * (p[None, :] - at[:, None]).to(tl.float32) * LOG2E
+        FACTOR: tl.constexpr = 1.0 if SOFTCAP > 0.0 or SLOPES else SCALE * LOG2E.value
         if MASKED:
             seen = (p[None, :] <= at[:, None]) & valid[:, None]
             if WINDOW > 0:
@@ -123,10 +148,12 @@ def split_sums(
             if CHUNK > 0:
                 seen = seen & (p[None, :] // CHUNK == at[:, None] // CHUNK)
             scores = tl.where(seen, scores, float("-inf"))
-        new = tl.maximum(m, tl.max(scores, 1))
-        safe = tl.where(new == float("-inf"), 0.0, new)
-        kept = tl.exp2(m - safe)
-        e = tl.exp2(scores - safe[:, None]).to(v.dtype)
+        new = tl.maximum(m, tl.max(scores, 1) * FACTOR)
+        safe = new
+        if MASKED:
+            safe = tl.where(new == float("-inf"), 0.0, new)
+        kept = power_of_two(m - safe, ASM)
+        e = power_of_two(scores * FACTOR - safe[:, None], ASM).to(v.dtype)
         l = tl.dot(e, ones, l * kept[:, None], input_precision=INNER)
         acc = tl.dot(e, v, acc * kept[:, None], input_precision=INNER)
         m = new
@@ -147,7 +174,7 @@ def attend(
     q_ptr, k_cache_ptr, v_cache_ptr, sinks_ptr, slopes_ptr, tile_ptr, start_ptr, pos_ptr, block_ptr, part_ptr, y_ptr, max_blocks,
     H: tl.constexpr, G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr, SLOPES: tl.constexpr,
-    SPLIT: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PAGE: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, ALONE: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLIT: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PAGE: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, ALONE: tl.constexpr, ASM: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (G, tiles, splits or 1). tile [tiles, 2]: a sequence and its first token of the tile, counted within the step; start [S+1],
     pos [S], block [S, max_blocks] as in the batch. y [T, H, DV]. ALONE: a program does all splits; else only its own, into part."""
@@ -192,14 +219,14 @@ def attend(
         total = tl.zeros((BM, DVP), tl.float32)
         for s in range(from_split, whole):
             m, l, acc = split_sums(
-                q, k_cache_ptr, v_cache_ptr, block_ptr, s * SPLIT, (s + 1) * SPLIT, last, at, valid, slope, g,
-                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, False,
+                q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, s * SPLIT, (s + 1) * SPLIT, last, at, valid, slope, g,
+                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, False,
             )  # fmt: skip
             total_m, total_l, total = joined(total_m, total_l, total, m, l, acc)
         for s in range(whole, to_split):
             m, l, acc = split_sums(
-                q, k_cache_ptr, v_cache_ptr, block_ptr, s * SPLIT, tl.minimum((s + 1) * SPLIT, last + 1), last, at, valid, slope, g,
-                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, True,
+                q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, s * SPLIT, tl.minimum((s + 1) * SPLIT, last + 1), last, at, valid, slope, g,
+                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, True,
             )  # fmt: skip
             total_m, total_l, total = joined(total_m, total_l, total, m, l, acc)
         weights = tl.max(total_l, 1)
@@ -221,13 +248,13 @@ def attend(
         else:
             if z < whole:
                 m, l, acc = split_sums(
-                    q, k_cache_ptr, v_cache_ptr, block_ptr, z * SPLIT, (z + 1) * SPLIT, last, at, valid, slope, g,
-                    G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, False,
+                    q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, (z + 1) * SPLIT, last, at, valid, slope, g,
+                    G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, False,
                 )  # fmt: skip
             else:
                 m, l, acc = split_sums(
-                    q, k_cache_ptr, v_cache_ptr, block_ptr, z * SPLIT, tl.minimum((z + 1) * SPLIT, last + 1), last, at, valid, slope, g,
-                    G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, True,
+                    q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, tl.minimum((z + 1) * SPLIT, last + 1), last, at, valid, slope, g,
+                    G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, True,
                 )  # fmt: skip
             tl.store(part_ptr + place, m, mask=valid)
             tl.store(part_ptr + place + 1, tl.max(l, 1), mask=valid)
@@ -237,17 +264,17 @@ def attend(
 @triton.jit
 def merge(
     part_ptr, sinks_ptr, y_ptr, splits,
-    H: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, SINKS: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
+    H: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, SINKS: tl.constexpr, TOGETHER: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tokens, H): the splits of a row, in order, AHEAD of them read at a time; one that the row does not see has the maximum −∞."""
+    """Grid (tokens, H): the splits of a row, in order, TOGETHER of them read at a time; one that the row does not see has the maximum −∞."""
     begin(OVERLAP)
     t, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dv = tl.arange(0, DVP)
     total_m = float("-inf")
     total_l = 0.0
     total = tl.zeros((DVP,), tl.float32)
-    for s0 in range(0, splits, AHEAD):
-        for i in tl.static_range(AHEAD):
+    for s0 in range(0, splits, TOGETHER):
+        for i in tl.static_range(TOGETHER):
             there = s0 + i < splits
             place = ((t * H + head) * splits + s0 + i) * (DVP + 2)
             m = tl.load(part_ptr + place, mask=there, other=float("-inf"))

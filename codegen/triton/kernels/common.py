@@ -6,23 +6,25 @@ import triton.language as tl
 
 @triton.jit
 def begin(OVERLAP: tl.constexpr):
-    """Where launches overlap: let the next one begin, and wait until what the ones before wrote is there."""
+    """Where launches overlap: let the next one begin at once, and wait until what the ones before wrote is there. For kernels that take little
+    of the device."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
-def fetch(row_ptr, BYTES: tl.constexpr):
-    """Ask for the first BYTES of each row (multiples of 16), so that they are in the device's cache when they are read."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
-        "=r,l,r",
-        [row_ptr.to(tl.int64), tl.full(row_ptr.shape, BYTES, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+def wait(OVERLAP: tl.constexpr):
+    """Wait until what the launches before wrote is there."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def release(OVERLAP: tl.constexpr):
+    """Let the next launch begin: what is left to do leaves room for it."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

@@ -88,6 +88,33 @@ def rows_of_codes(
 
 
 @triton.jit
+def rows_of_words(
+    src_ptr, dst_ptr, K: tl.constexpr, CHUNKS: tl.constexpr, KW: tl.constexpr, FORM: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, SPAN: tl.constexpr, FILL: tl.constexpr,
+    GATED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows, blocks of words): 4-bit codes as `linear_nibbles` reads them. Places after K get FILL."""
+    n = tl.program_id(0).to(tl.int64)
+    p = packed_row(n, GATED)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.zeros((BLOCK,), tl.int32)
+    for q in tl.static_range(4):
+        k = j // SPAN * (4 * SPAN) + q * SPAN + j % SPAN
+        word |= tl.where(k < K, code_at(src_ptr, p, k, k < K, CHUNKS, FORM, B0, B1), FILL) << (4 * q)
+    place = ((n // 64 * (KW // (4 * SPAN)) + j // SPAN) * 64 + n % 64) * SPAN + j % SPAN
+    tl.store(dst_ptr + place, word.to(tl.int16), mask=j < KW // 4)
+
+
+@triton.jit
+def columns_of_groups(src_ptr, dst_ptr, N: tl.constexpr, GROUPS: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    """Grid (blocks of rows, groups): scales or zero points [tile][group][16] → [group][row]."""
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.program_id(1)
+    p = packed_row(n, GATED)
+    v = tl.load(src_ptr + ((p // 16).to(tl.int64) * GROUPS + g) * 16 + p % 16, mask=n < N, other=0)
+    tl.store(dst_ptr + g.to(tl.int64) * N + n, v.to(dst_ptr.dtype.element_ty), mask=n < N)
+
+
+@triton.jit
 def rows_of_groups(src_ptr, dst_ptr, GROUPS: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (rows, blocks of groups): scales or zero points [tile][group][16] → [row][group]."""
     n = tl.program_id(0).to(tl.int64)

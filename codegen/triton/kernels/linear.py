@@ -11,7 +11,17 @@ row's bits depend on neither the number of rows, nor its place among them, nor t
 import triton
 import triton.language as tl
 
-from .common import activate, begin, decode, fetch, gate, packed_row
+from .common import activate, begin, decode, gate, packed_row, release, wait
+
+NIBBLES = tl.constexpr(
+    "{ .reg .b32 a, one, off; mov.b32 one, 0x3F803F80; mov.b32 off, 0xC308C308;"
+    " lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $0, $0, one, off;"
+    " shr.u32 a, $4, 4; lop3.b32 $1, a, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $1, $1, one, off;"
+    " shr.u32 a, $4, 8; lop3.b32 $2, a, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $2, $2, one, off;"
+    " shr.u32 a, $4, 12; lop3.b32 $3, a, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $3, $3, one, off; }"
+)
+"""q + 128 is a bfloat16 whose last four bits are q; 136 is subtracted."""
+UNSIGNED_NIBBLES = tl.constexpr(NIBBLES.value.replace("0xC308C308", "0xC300C300"))
 
 
 @triton.jit
@@ -61,7 +71,7 @@ def linear(
     x_ptr, w_ptr, scale_ptr, xscale_ptr, bias_ptr, residual_ptr, y_ptr, rows,
     N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, SCALED: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr, FETCH: tl.constexpr, OVERLAP: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """y [rows, WIDTH] = epilogue(x [rows, K] · wᵀ), w [N, KW] in the type of x. Grid (tiles of N, tiles of rows). SCALED: both are 8-bit
     floats, with a scale for each row of either."""
@@ -75,9 +85,7 @@ def linear(
     k = tl.arange(0, BK)
     held = tl.where(n < N, n, 0).to(tl.int64)  # rows past the last are computed, not stored
     w_row = w_ptr + held[:, None] * KW
-    if FETCH > 0:
-        fetch(w_ptr + held * KW, FETCH)
-    begin(OVERLAP)
+    wait(OVERLAP)
     x_row = x_ptr + m[:, None].to(tl.int64) * LDX
     acc = tl.zeros((BN, BM), tl.float32)
     for k0 in tl.range(0, KW, BK, num_stages=STAGES):
@@ -88,6 +96,7 @@ def linear(
             x = tl.load(x_row + (k0 + k)[None, :], mask=m_in[:, None] & (k0 + k < K)[None, :], other=0.0)
             w = tl.load(w_row + (k0 + k)[None, :], mask=(k0 + k < KW)[None, :], other=0.0)
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+    release(OVERLAP)
     acc = scaled(acc, tile, m, m_in, scale_ptr, xscale_ptr, N, SCALED, BN)
     finish(acc, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
 
@@ -97,9 +106,11 @@ def linear_tiles(
     x_ptr, w_ptr, scale_ptr, xscale_ptr, bias_ptr, residual_ptr, y_ptr, rows,
     N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, SCALED: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr, PROGRAMS: tl.constexpr, FLAT: tl.constexpr, OVERLAP: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr, PROGRAMS: tl.constexpr, FLAT: tl.constexpr, PARTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """`linear` for many rows on chips that copy tiles by themselves: PROGRAMS programs, each taking one tile after another."""
+    """`linear` for many rows on chips that copy tiles by themselves: PROGRAMS programs, each taking one tile after another. PARTS: the rows of a
+    tile are finished in so many parts."""
     begin(OVERLAP)
     tiles: tl.constexpr = (N + BN - 1) // BN
     count = tiles * tl.cdiv(rows, BM)
@@ -110,9 +121,121 @@ def linear_tiles(
         acc = tl.zeros((BN, BM), tl.float32)
         for k0 in tl.range(0, KW, BK, num_stages=STAGES):
             acc = tl.dot(w_tiles.load([tile * BN, k0]), x_tiles.load([tile_m * BM, k0]).T, acc)
-        m = tile_m * BM + tl.arange(0, BM)
-        acc = scaled(acc, tile, m, m < rows, scale_ptr, xscale_ptr, N, SCALED, BN)
-        finish(acc, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
+        if PARTS == 2:
+            first, second = tl.split(tl.permute(tl.reshape(acc, (BN, 2, BM // 2)), (0, 2, 1)))
+            for half in tl.static_range(2):
+                acc_half = first if half == 0 else second
+                m = tile_m * BM + half * (BM // 2) + tl.arange(0, BM // 2)
+                acc_half = scaled(acc_half, tile, m, m < rows, scale_ptr, xscale_ptr, N, SCALED, BN)
+                finish(
+                    acc_half, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM // 2,
+                )  # fmt: skip
+        else:
+            m = tile_m * BM + tl.arange(0, BM)
+            acc = scaled(acc, tile, m, m < rows, scale_ptr, xscale_ptr, N, SCALED, BN)
+            finish(acc, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
+
+
+@triton.jit
+def quarters(words, ZERO: tl.constexpr, ASM: tl.constexpr):
+    """Words of four 4-bit codes → four values less ZERO (0 or 8), as bfloat16. ASM: two words at a time, in eleven instructions."""
+    if ASM:
+        code: tl.constexpr = UNSIGNED_NIBBLES if ZERO == 0 else NIBBLES
+        a, b, c, d = tl.inline_asm_elementwise(
+            code, "=r,=r,=r,=r,r", [words], dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+        )
+    else:
+        wide = words.to(tl.int32)
+        a, b = ((wide & 15) - ZERO).to(tl.bfloat16), (((wide >> 4) & 15) - ZERO).to(tl.bfloat16)
+        c, d = (((wide >> 8) & 15) - ZERO).to(tl.bfloat16), (((wide >> 12) & 15) - ZERO).to(tl.bfloat16)
+    return a, b, c, d
+
+
+@triton.jit
+def linear_nibbles(
+    x_ptr, w_ptr, scale_ptr, zero_ptr, part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
+    N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
+    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, CHUNKS: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """`linear` with 4-bit integers in groups: word j of a block of 4·SPAN values holds values j, SPAN + j, 2·SPAN + j and 3·SPAN + j, and blocks
+    lie as [N / 64][KW / 4·SPAN][64][SPAN]; scales and zero points [KW / GROUP, N]. K is summed in CHUNKS, each from zero, then those in order. APART: a program sums one chunk (grid: tiles
+    of N, tiles of rows, CHUNKS) into part [CHUNKS, rows, N], which `close` adds; else all in turn."""
+    tile = tl.program_id(0)
+    n = tile * BN + tl.arange(0, BN)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    n_in, m_in = n < N, m < rows
+    STEPS: tl.constexpr = KW // (4 * SPAN) // CHUNKS
+    PER: tl.constexpr = 4 * SPAN // GROUP  # groups a step
+    wait(OVERLAP)
+    k = tl.arange(0, SPAN)
+    held = tl.where(n_in, n, 0)
+    WORDS: tl.constexpr = KW // (4 * SPAN)
+    w_row = w_ptr + ((held // 64).to(tl.int64) * (WORDS * 64) + held % 64)[:, None] * SPAN
+    x_row = x_ptr + m[:, None].to(tl.int64) * LDX
+    total = tl.zeros((BN, BM), tl.float32)
+    first = tl.program_id(2) if APART else 0
+    for chunk in range(first, first + 1 if APART else CHUNKS):
+        acc = tl.zeros((BN, BM), tl.float32)
+        for step in tl.range(chunk * STEPS, (chunk + 1) * STEPS, num_stages=STAGES):
+            words = tl.load(w_row + (step * (64 * SPAN) + k)[None, :])
+            four = quarters(words, ZERO, ASM)
+            part = tl.zeros((BN, BM), tl.float32)
+            for q in tl.static_range(4):
+                at = step * (4 * SPAN) + q * SPAN
+                if K == KW:
+                    x = tl.load(x_row + (at + k)[None, :], mask=m_in[:, None], other=0.0)
+                else:
+                    x = tl.load(x_row + (at + k)[None, :], mask=m_in[:, None] & (at + k < K)[None, :], other=0.0)
+                g = step * PER + q * SPAN // GROUP
+                w = four[q]
+                if HAS_ZERO:
+                    w = w - tl.load(zero_ptr + g * N + held).to(tl.bfloat16)[:, None]
+                part = tl.dot(w, tl.trans(x), part)
+                if (q + 1) * SPAN % GROUP == 0:
+                    acc += part * tl.load(scale_ptr + g * N + held).to(tl.float32)[:, None]
+                    part = tl.zeros((BN, BM), tl.float32)
+        total += acc
+    release(OVERLAP)
+    if APART:
+        place = (first * rows + m)[None, :].to(tl.int64) * N + n[:, None]
+        tl.store(part_ptr + place, total, mask=n_in[:, None] & m_in[None, :])
+    else:
+        finish(total, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
+
+
+@triton.jit
+def close(
+    part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
+    N: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, CHUNKS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr,
+    LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows, blocks of WIDTH): what `linear_nibbles` left apart, added in order, and its epilogue."""
+    begin(OVERLAP)
+    m = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = n < WIDTH
+    at = n
+    if GATED:
+        at = n // 8 * 16 + n % 8
+    acc = tl.zeros((BLOCK,), tl.float32)
+    up = tl.zeros((BLOCK,), tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        row = part_ptr + (chunk * rows + m).to(tl.int64) * N
+        acc += tl.load(row + at, mask=inside, other=0.0)
+        if GATED:
+            up += tl.load(row + at + 8, mask=inside, other=0.0)
+    if BIAS:
+        acc += tl.load(bias_ptr + packed_row(at, GATED), mask=inside, other=0.0)
+        if GATED:
+            up += tl.load(bias_ptr + packed_row(at + 8, GATED), mask=inside, other=0.0)
+    if GATED:
+        acc = gate(acc, up, ACT, LIMIT, ALPHA)
+    else:
+        acc = activate(acc, ACT)
+    if RESIDUAL:
+        acc += tl.load(residual_ptr + m.to(tl.int64) * LDR + n, mask=inside, other=0.0)
+    tl.store(y_ptr + m.to(tl.int64) * LDY + n, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -150,7 +273,7 @@ def linear_coded(
     KIND: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     HAS_ZERO: tl.constexpr, HAS_OFFSET: tl.constexpr, INT8: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, FETCH: tl.constexpr, OVERLAP: tl.constexpr,
+    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """`linear` with coded weights. KIND: "int", "level", "e4m3" or "e5m2", scales [N, GROUPS] (one group: the whole channel).
     Codes of 4 bits: byte j of a block of 2·SPAN values holds values j and SPAN + j."""
@@ -158,9 +281,7 @@ def linear_coded(
     n = tile * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n_in, m_in = n < N, m < rows
-    if FETCH > 0:
-        fetch(w_ptr + tl.where(n_in, n, 0).to(tl.int64) * (KW * BITS // 8), FETCH)
-    begin(OVERLAP)
+    wait(OVERLAP)
     x_row = x_ptr + m[:, None].to(tl.int64) * LDX
     acc = tl.zeros((BN, BM), tl.float32)
     k = tl.arange(0, SPAN)
@@ -185,6 +306,7 @@ def linear_coded(
                 if HAS_OFFSET:
                     offset = tl.load(zero_ptr + n * GROUPS + g, mask=n_in, other=0.0).to(tl.float32)
                     acc += offset[:, None] * tl.sum(x.to(tl.float32), 1)[None, :]
+    release(OVERLAP)
     if GROUPS == 1 and not HAS_OFFSET:
         acc = acc * tl.load(scale_ptr + n, mask=n_in, other=0.0).to(tl.float32)[:, None]
     if INT8:
