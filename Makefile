@@ -76,9 +76,13 @@ gpu-prepare: $(STAMP)
 
 gpu-check:
 	$(PYTHON) benchmarks/on_device.py check .build/gpu
+	@if command -v compute-sanitizer >/dev/null; then \
+	  for name in llama-bf16.npz llama-bf16-int4-g32; do compute-sanitizer --error-exitcode 3 $(PYTHON) benchmarks/on_device.py check .build/gpu --only $$name || exit 1; done; \
+	else echo "no compute-sanitizer here: memory accesses are not checked"; fi
 
 gpu-bench:
 	$(PYTHON) benchmarks/on_device.py bench .build/gpu
+	$(PYTHON) benchmarks/on_device.py start .build/gpu
 
 sweep: $(STAMP)
 	$(BIN)/python -m benchmarks.sweep --bf16 --out docs/models.md

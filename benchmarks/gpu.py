@@ -2,15 +2,19 @@
 
 `python -m benchmarks.gpu prepare DIR --target cuda:sm_90` writes tiny artifacts with the CPU's logits beside them, and plans without
 weights of a large model's shape. `check DIR` compares the device's logits with those, token by token, in chunks and in mixed batches,
-which must give equal bits. `bench DIR` times the plans with random weights and prints JSON: decode, prefill and start, beside the
-device's own copy rate and, where torch is installed, its rate of bfloat16 products.
+which must give equal bits. `bench DIR` times the plans with random weights and prints JSON: decode and prefill, beside the device's own
+copy rate and, where torch is installed, its rate of bfloat16 products; where a step's time goes is on standard error. `start DIR` times a
+process from its start to its first token.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
+import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -101,10 +105,12 @@ class Session:
         self.artifact.close()
 
 
-def check(folder: Path) -> int:
+def check(folder: Path, only: str = "") -> int:
     """Every checked artifact on the device; 1 when one differs."""
     failed = 0
     for path in sorted(folder.glob("*.npz")):
+        if only not in path.name:
+            continue
         wanted = np.load(path)
         ids, blocks = wanted["ids"].astype(np.int32), list(range(1, 9))
         session = Session(path.with_suffix(".llmc"), max_tokens=192, max_sequences=4, max_rows=192, context=256, blocks=32)
@@ -240,17 +246,19 @@ def bench(folder: Path, only: str = "") -> int:
         prompt = np.random.default_rng(0).integers(0, 1000, 8192 - 32).astype(np.int32)
         part = [(prompt, 0, list(range(256)))]
         prefill = timed(lambda: session.step(part), session, 3)
-        linear = 2 * (parameters - 2 * table) * len(prompt)  # the head runs for the last token alone
-        row |= {"prefill_8k_s": prefill, "prefill_flop_s": (linear + layers * 2 * heads * head * len(prompt) ** 2) / prefill}
+        attention = layers * 2 * heads * head * len(prompt) ** 2
+        row["prefill_8k_s"] = prefill
+        row["prefill_done_flop_s"] = (2 * (parameters - 2 * table) * len(prompt) + attention) / prefill  # the head runs for the last token alone
+        row["prefill_flop_s"] = (2 * (parameters - table) * len(prompt) + attention) / prefill  # as if for every token, as is usual
         if "torch_bf16_flop_s" in results:
-            row["prefill_of_torch"] = row["prefill_flop_s"] / results["torch_bf16_flop_s"]
+            row |= {f"prefill{k}_of_torch": row[f"prefill{k}_flop_s"] / results["torch_bf16_flop_s"] for k in ("_done", "")}
         for name, parts in (("1 at 500", [(token, 500, blocks[0])]), ("64 at 2k", [(token, 2000, b) for b in blocks]), ("64 at 8k", [(token, 8100, b) for b in blocks]), ("8k tokens", part)):  # fmt: skip
             profile = session.executor.profile(session.batch(parts))
             show(f"{path.name} {name}", profile, copy)
             row.setdefault("profiles", {})[name] = profile[:14]
-            attention = [p for p in profile if p["kernel"].startswith(("attend", "merge"))]
             if name == "64 at 8k":
-                row["attention_64_at_8k_of_copy"] = 64 * 8100 * position / sum(p["seconds"] for p in attention) / copy
+                taken = sum(p["seconds"] for p in profile if p["kernel"].startswith(("attend", "merge")))
+                row["attention_64_at_8k_of_copy"] = 64 * 8100 * position / taken / copy
         results["plans"][path.name] = row
         print(json.dumps({path.name: {k: v for k, v in row.items() if k != "profiles"}}), file=sys.stderr, flush=True)
         session.close()
@@ -258,17 +266,99 @@ def bench(folder: Path, only: str = "") -> int:
     return 0
 
 
+def fill(plan: Path, out: Path) -> None:
+    """A plan without weights → an artifact with random ones. Their SHA-256 is not computed: opening an artifact does not read them."""
+    from llmc.runtime.archive import write_archive
+    from llmc.runtime.artifact import ALIGN, MANIFEST, WEIGHTS, open_artifact
+
+    with open_artifact(plan) as artifact:
+        manifest = dict(artifact.manifest)
+        (target,) = manifest["targets"]
+        held = json.loads(artifact.read(target["member"]))["weights"]
+        files = {m["name"]: artifact.read(m["name"]) for m in manifest["members"]}
+    listed = [(str(i), size + -size % ALIGN) for i, (_, size, _) in enumerate(held)]
+    entries, at = {}, 0
+    for name, size in listed:
+        entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(entries).encode()
+    head = struct.pack("<Q", len(text) + -(8 + len(text)) % ALIGN) + text + b" " * (-(8 + len(text)) % ALIGN)
+    plan_json = json.loads(files[target["member"]])
+    plan_json["weights"] = [[name, size, pack] for (name, size), (_, _, pack) in zip(listed, held, strict=True)]
+    files[target["member"]] = json.dumps(plan_json).encode()
+    rng = np.random.default_rng(1)
+    normals = (rng.standard_normal(4 << 20, np.float32) * np.float32(0.02)).view(np.uint32) >> 16
+    pieces = {"floats:bf16": normals.astype(np.uint16).tobytes()}
+    other = (rng.random(2 << 20, np.float32) * np.float32(0.02) + np.float32(0.99)).tobytes()
+
+    def weights() -> Any:
+        yield head
+        for (_, size), (_, _, pack) in zip(listed, held, strict=True):
+            piece = pieces.get(pack, other)
+            for start in range(0, size, len(piece)):
+                yield piece[: min(len(piece), size - start)]
+
+    members = [{"name": n, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()]
+    members.append({"name": WEIGHTS, "bytes": len(head) + at, "sha256": "0" * 64})
+    manifest |= {"members": members, "weights": [list(x) for x in listed]}
+    raw = json.dumps(manifest).encode()
+    with out.open("w+b") as stream:
+        everything = [(MANIFEST, len(raw), [raw]), *((n, len(data), [data]) for n, data in files.items()), (WEIGHTS, len(head) + at, weights())]
+        write_archive(stream, everything, hashlib.sha256(raw).hexdigest())
+
+
+def first_token(path: Path) -> int:
+    """In a process of its own: open an artifact, run a prompt of 16 tokens, draw one; prints the time of day."""
+    from llmc.runtime.sampling import SamplingRow
+
+    marks = [("imported", time.time())]
+    session = Session(path, max_tokens=512, max_sequences=64, max_rows=64, context=8192, blocks=64 * 32)
+    session.executor.synchronize()
+    marks.append(("loaded", time.time()))
+    session.step([(np.arange(16, dtype=np.int32), 0, [1])])
+    token = session.executor.sample([SamplingRow(0, 0.0, 1.0, 0.0, 0, 1.0, 0.0, 0.0, 0, 0)])[0].token
+    marks.append(("first_token", time.time()))
+    print(json.dumps({"token": token, "foreign": sorted({"torch", "triton"} & set(sys.modules)), **dict(marks)}))
+    session.close()
+    return 0
+
+
+def start(folder: Path, scratch: Path) -> int:
+    """Seconds from a process's start to its first token, of an artifact with a large model's weights in the page cache."""
+    path = scratch / "llmc-start.llmc"
+    fill(next(folder.glob("*bf16.plan.llmc")), path)
+    try:
+        rounds = []
+        for _ in range(3):
+            began = time.time()
+            ran = subprocess.run([sys.executable, Path(__file__).with_name("on_device.py"), "first-token", path], capture_output=True, text=True)
+            if ran.returncode:
+                print(ran.stderr[-2000:], file=sys.stderr)
+                return 1
+            found = json.loads(ran.stdout.splitlines()[-1])
+            rounds.append({k: v - began if isinstance(v, float) else v for k, v in found.items()})
+        print(json.dumps({"artifact_bytes": path.stat().st_size, "start": rounds}, indent=1))
+    finally:
+        path.unlink(missing_ok=True)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("prepare", "check", "bench"))
+    parser.add_argument("what", choices=("prepare", "check", "bench", "start", "first-token"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", default="cuda:sm_90")
-    parser.add_argument("--only", default="", help="plans whose names contain this")
+    parser.add_argument("--scratch", type=Path, default=Path("/dev/shm"), help="where `start` writes an artifact of 16 GB")
+    parser.add_argument("--only", default="", help="those whose names contain this")
     options = parser.parse_args()
     if options.what == "prepare":
         prepare(options.folder, options.target)
         return 0
-    return check(options.folder) if options.what == "check" else bench(options.folder, options.only)
+    if options.what == "first-token":
+        return first_token(options.folder)
+    if options.what == "start":
+        return start(options.folder, options.scratch)
+    return check(options.folder, options.only) if options.what == "check" else bench(options.folder, options.only)
 
 
 if __name__ == "__main__":

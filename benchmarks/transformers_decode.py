@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -17,7 +18,7 @@ def decode(config_path: str, batch: int, context: int, device: str = "cuda", com
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
-    settings = json.load(open(config_path))
+    settings = json.loads(Path(config_path).read_text())
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):

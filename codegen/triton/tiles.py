@@ -68,8 +68,7 @@ def float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) 
     if not (target.copies_tiles and aligned) or target.shared_bytes < 160 * KiB:
         return [*tiles, tile(0, 128, 128, 32, 8, 4)]
     tiles.append(tile(1024, 128, 128, 64, 4, 4, programs=target.processors))
-    flat = count >= 96  # more tiles a program: the next one's copies run while one is finished
-    return [*tiles, tile(0, 128, 256, 64, 8, 3, programs=target.processors, flat=flat, parts=2 if flat else 1)]
+    return [*tiles, tile(0, 128, 256, 64, 8, 3, programs=target.processors, flat=count >= 64, parts=2)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def nibble_tiles(target: GpuTarget, n: int, steps: int, span: int) -> tuple[int,
     the number of rows (H200, 4096×14336: 1 row takes 31 µs whole, 14 µs in 4 chunks, 12.8 µs in 8; 64 rows take 22 µs in 4 chunks, 28 µs in 8)."""
     count = -(-n // 64)
     chunks = 1
-    while chunks < 8 and steps % (2 * chunks) == 0 and 2 * chunks * count <= 3 * target.processors:
+    while chunks < 8 and steps % (2 * chunks) == 0 and 2 * chunks * count <= 4 * target.processors:
         chunks *= 2
     if target.family != "cuda":
         return chunks, [NibbleTile(16, 64, 16, 4, 2, True), NibbleTile(64, 64, 64, 4, 1, True), NibbleTile(0, 64, 64, 4, 1, False)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from llmc.errors import EnvironmentLacks
 from llmc.runtime.drivers.driver import as_bytes
-from llmc.runtime.drivers.native import CUDA, Library, NativeDriver
+from llmc.runtime.drivers.native import COPIERS, CUDA, PIECE, Library, NativeDriver
 
 FACTS = {"symbol": "add", "threads": 128, "shared": 100_000, "signature": ["*fp32", "i32", "i32"]}
 
@@ -49,6 +49,24 @@ def test_bytes_go_there_and_back(driver, random):
     readonly = memoryview(data.tobytes())
     driver.upload(other, readonly)
     assert np.array_equal(values(driver, other, 1000), data) and driver.free_bytes() > 0
+
+
+def test_large_uploads_arrive_whole(driver, random):
+    data = random.integers(0, 256, COPIERS * PIECE + 12_345, np.uint8)
+    address = driver.allocate(data.nbytes)
+    driver.upload(address, as_bytes(data))
+    out = np.empty_like(data)
+    driver.download(address, out)
+    assert np.array_equal(out, data)
+
+
+def test_a_kernel_that_overlaps_is_launched_so_and_gets_scratch_memory(driver):
+    kernel, address = driver.load(b"fake kernel", {**FACTS, "overlaps": True, "scratch": 256}), driver.allocate(64)
+    driver.launch(kernel, (2, 1, 1), [address, 3, 4])
+    assert values(driver, address, 5).tolist() == [3, 3, 3, 3, 0]
+    assert driver._library._library.fake_overlapped() == 1
+    with pytest.raises(EnvironmentLacks, match="scratch"):
+        driver.launch(kernel, (1 << 20, 1, 1), [address, 3, 4])
 
 
 def test_kernels_are_launched_and_recorded(driver):

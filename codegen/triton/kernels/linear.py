@@ -11,7 +11,7 @@ row's bits depend on neither the number of rows, nor its place among them, nor t
 import triton
 import triton.language as tl
 
-from .common import activate, begin, decode, gate, packed_row, release, wait
+from .common import activate, begin, decode, gate, packed_row, prefetch, release, wait
 
 NIBBLES = tl.constexpr(
     "{ .reg .b32 a, one, off; mov.b32 one, 0x3F803F80; mov.b32 off, 0xC308C308;"
@@ -71,7 +71,8 @@ def linear(
     x_ptr, w_ptr, scale_ptr, xscale_ptr, bias_ptr, residual_ptr, y_ptr, rows,
     N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, SCALED: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr, LINES: tl.constexpr, STRIDE: tl.constexpr, THREADS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """y [rows, WIDTH] = epilogue(x [rows, K] · wᵀ), w [N, KW] in the type of x. Grid (tiles of N, tiles of rows). SCALED: both are 8-bit
     floats, with a scale for each row of either."""
@@ -85,6 +86,8 @@ def linear(
     k = tl.arange(0, BK)
     held = tl.where(n < N, n, 0).to(tl.int64)  # rows past the last are computed, not stored
     w_row = w_ptr + held[:, None] * KW
+    if LINES > 0:
+        prefetch(w_ptr + (tile * BN).to(tl.int64) * KW, STRIDE, BN, LINES, THREADS)
     wait(OVERLAP)
     x_row = x_ptr + m[:, None].to(tl.int64) * LDX
     acc = tl.zeros((BN, BM), tl.float32)
@@ -156,7 +159,8 @@ def linear_nibbles(
     x_ptr, w_ptr, scale_ptr, zero_ptr, part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
     N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, CHUNKS: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, CHUNKS: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """`linear` with 4-bit integers in groups: word j of a block of 4·SPAN values holds values j, SPAN + j, 2·SPAN + j and 3·SPAN + j, and blocks
     lie as [N / 64][KW / 4·SPAN][64][SPAN]; scales and zero points [KW / GROUP, N]. K is summed in CHUNKS, each from zero, then those in order. APART: a program sums one chunk (grid: tiles
@@ -167,10 +171,10 @@ def linear_nibbles(
     n_in, m_in = n < N, m < rows
     STEPS: tl.constexpr = KW // (4 * SPAN) // CHUNKS
     PER: tl.constexpr = 4 * SPAN // GROUP  # groups a step
+    WORDS: tl.constexpr = KW // (4 * SPAN)
     wait(OVERLAP)
     k = tl.arange(0, SPAN)
     held = tl.where(n_in, n, 0)
-    WORDS: tl.constexpr = KW // (4 * SPAN)
     w_row = w_ptr + ((held // 64).to(tl.int64) * (WORDS * 64) + held % 64)[:, None] * SPAN
     x_row = x_ptr + m[:, None].to(tl.int64) * LDX
     total = tl.zeros((BN, BM), tl.float32)
