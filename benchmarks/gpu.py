@@ -248,8 +248,12 @@ def bench(folder: Path, only: str = "") -> int:
         prefill = timed(lambda: session.step(part), session, 3)
         attention = layers * 2 * heads * head * len(prompt) ** 2
         row["prefill_8k_s"] = prefill
-        row["prefill_done_flop_s"] = (2 * (parameters - 2 * table) * len(prompt) + attention) / prefill  # the head runs for the last token alone
-        row["prefill_flop_s"] = (2 * (parameters - table) * len(prompt) + attention) / prefill  # as if for every token, as is usual
+        row["prefill_done_flop_s"] = (
+            2 * (parameters - 2 * table) * len(prompt) + attention
+        ) / prefill  # the head runs for the last token alone
+        row["prefill_flop_s"] = (
+            2 * (parameters - table) * len(prompt) + attention
+        ) / prefill  # as if for every token, as is usual
         if "torch_bf16_flop_s" in results:
             row |= {f"prefill{k}_of_torch": row[f"prefill{k}_flop_s"] / results["torch_bf16_flop_s"] for k in ("_done", "")}
         for name, parts in (("1 at 500", [(token, 500, blocks[0])]), ("64 at 2k", [(token, 2000, b) for b in blocks]), ("64 at 8k", [(token, 8100, b) for b in blocks]), ("8k tokens", part)):  # fmt: skip
@@ -303,7 +307,11 @@ def fill(plan: Path, out: Path) -> None:
     manifest |= {"members": members, "weights": [list(x) for x in listed]}
     raw = json.dumps(manifest).encode()
     with out.open("w+b") as stream:
-        everything = [(MANIFEST, len(raw), [raw]), *((n, len(data), [data]) for n, data in files.items()), (WEIGHTS, len(head) + at, weights())]
+        everything = [
+            (MANIFEST, len(raw), [raw]),
+            *((n, len(data), [data]) for n, data in files.items()),
+            (WEIGHTS, len(head) + at, weights()),
+        ]
         write_archive(stream, everything, hashlib.sha256(raw).hexdigest())
 
 
@@ -331,7 +339,9 @@ def start(folder: Path, scratch: Path) -> int:
         rounds = []
         for _ in range(3):
             began = time.time()
-            ran = subprocess.run([sys.executable, Path(__file__).with_name("on_device.py"), "first-token", path], capture_output=True, text=True)
+            ran = subprocess.run(
+                [sys.executable, Path(__file__).with_name("on_device.py"), "first-token", path], capture_output=True, text=True
+            )
             if ran.returncode:
                 print(ran.stderr[-2000:], file=sys.stderr)
                 return 1

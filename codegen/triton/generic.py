@@ -305,7 +305,9 @@ def matmul(a: Layout, b: Layout, out: Layout) -> Made:
 def function(name: str, body: str, pointers: int) -> str:
     """The kernel's text."""
     arguments = ", ".join(f"p{i}" for i in range(pointers))
-    return f"@triton.jit\ndef {name}({arguments}, T, R, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):\n    begin(OVERLAP)\n{body}\n"
+    return (
+        f"@triton.jit\ndef {name}({arguments}, T, R, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):\n    begin(OVERLAP)\n{body}\n"
+    )
 
 
 def lanes_of(count: Dim) -> tuple[str, int]:

@@ -58,13 +58,15 @@ def _repair() -> None:
     def is_bfloat16(*types: Any) -> bool:
         return any(t.scalar == tl.bfloat16 for t in types)
 
-    def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, cache: Any = None, volatile: bool = False) -> Any:
+    def create_masked_load(
+        self: Any, pointers: Any, mask: Any, other: Any, cache_policy: Any = None, is_volatile: bool = False
+    ) -> Any:
         if pointers.get_element_ty() != tl.bfloat16:
-            return masked_load(self, pointers, mask, other, cache, volatile)
+            return masked_load(self, pointers, mask, other, cache_policy, is_volatile)
         rest = np.zeros(pointers.data.shape, np.uint16) if other is None else np.ascontiguousarray(other.data).view(np.uint16)
         return module.TensorHandle(load(pointers.data, mask.data, rest, np.dtype(np.uint16)).view(kind), tl.bfloat16)
 
-    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, cache: Any = None) -> Any:
+    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, cache_policy: Any = None) -> Any:
         data = value.data
         return store(pointers.data, np.ascontiguousarray(data).view(np.uint16) if data.dtype == kind else data, mask.data)
 
@@ -82,14 +84,19 @@ def _repair() -> None:
         )
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
-        """Σ_k in the order of k, so that an element does not depend on the shape of the tile, as BLAS's does."""
+        """Σ_k in steps of 16, each added to what there is, as a device's instructions do: so an element does not depend on the shape of the
+        tile, as BLAS's does."""
         if not np.issubdtype(d.data.dtype, np.floating):
             return dot(self, a, b, d, precision, imprecise)
         left, right = (
-            (x.data.view(ml_dtypes.float8_e4m3fn) if x.dtype.scalar == tl.float8e4nv else x.data).astype(np.float64) for x in (a, b)
+            (x.data.view(ml_dtypes.float8_e4m3fn) if x.dtype.scalar == tl.float8e4nv else x.data).astype(np.float64)
+            for x in (a, b)
         )
-        products = left[..., :, None] * right[..., None, :, :]
-        return module.TensorHandle((d.data + products.sum(-2)).astype(d.data.dtype), d.dtype.scalar)
+        total = d.data
+        for k in range(0, left.shape[-1], 16):
+            step = (left[..., :, k : k + 16, None] * right[..., None, k : k + 16, :]).sum(-2)
+            total = (total + step).astype(d.data.dtype)
+        return module.TensorHandle(total, d.dtype.scalar)
 
     module._get_np_dtype = dtype
     builder.create_masked_load, builder.create_masked_store = create_masked_load, create_masked_store

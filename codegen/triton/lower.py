@@ -35,7 +35,17 @@ from .tiles import Tile, attention_tiles, float_tiles, nibble_tiles
 
 KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
 ROUNDINGS = {"": "", "f32": "", "f16": "", "bf16": "", "int8": "int8-values", "fp8": "fp8"}
-TYPES = {"f32": "*fp32", "i64": "*i64", "i32": "*i32", "bool": "*u8", "bf16": "*bf16", "f16": "*fp16", "i8": "*i8", "u8": "*u8", "f8": "*fp8e4nv"}
+TYPES = {
+    "f32": "*fp32",
+    "i64": "*i64",
+    "i32": "*i32",
+    "bool": "*u8",
+    "bf16": "*bf16",
+    "f16": "*fp16",
+    "i8": "*i8",
+    "u8": "*u8",
+    "f8": "*fp8e4nv",
+}
 SPLIT = 256
 PAGE = 32
 PARTS = 64
@@ -517,7 +527,7 @@ class GpuLowering(Lowering):
             "N": packed, "K": k, "LDX": ldx, "LDY": width, "LDR": residual[2] if residual else 0, "BIAS": op.bias, "RESIDUAL": op.residual, "ACT": op.act,
             "GATED": op.gated, "LIMIT": 0.0, "ALPHA": 0.0, "WIDTH": width,
         }  # fmt: skip
-        facts = {"rows": rows, "scheme": str(scheme), "operations": 2 * n * k}
+        facts: dict[str, Any] = {"rows": rows, "scheme": str(scheme), "operations": 2 * n * k}
         if scheme.is_integer and scheme.bits == 4 and 16 <= scheme.group <= 256 and read == "bf16" and not scheme.offset:
             self._nibbles(node, weight, scheme, gated, x, last, types, constants, facts)
             return
@@ -555,11 +565,16 @@ class GpuLowering(Lowering):
             "layout", "rows_of_words", ["*u8", "*i16"], K=k, CHUNKS=up(k, 32) // 32, KW=width, FORM="nibbles", B0=1, B1=0, SPAN=span, FILL=zero, GATED=turned, BLOCK=256,
         )  # fmt: skip
         codes = self._rows(
-            WeightSpec(weight.name, "codes", (weight,), scheme, gated), made, (packed, -(-width // 1024)), up(packed, 64) * width // 2
+            WeightSpec(weight.name, "codes", (weight,), scheme, gated),
+            made,
+            (packed, -(-width // 1024)),
+            up(packed, 64) * width // 2,
         )
         kinds = {"f32": ("*i32", 4), "f16": ("*i16", 2), "bf16": ("*i16", 2)}
         if scheme.scale_kind not in kinds:
-            raise UnsupportedError(f"a GPU has no kernel for scales in {scheme.scale_kind}", f"leave :scale-{scheme.scale_kind} out")
+            raise UnsupportedError(
+                f"a GPU has no kernel for scales in {scheme.scale_kind}", f"leave :scale-{scheme.scale_kind} out"
+            )
 
         def columns(pack: str, source: str, to: str, element: int) -> int:
             turn = self._kernel("layout", "columns_of_groups", [source, to], N=packed, GROUPS=groups, GATED=turned, BLOCK=256)
@@ -569,7 +584,9 @@ class GpuLowering(Lowering):
         moved, element = kinds[scheme.scale_kind]
         scales = columns("scales", moved, moved, element)
         zeros = f"device:{columns('zeros', '*u8', '*i16', 2)}" if scheme.asymmetric else None
-        shared = {key: constants[key] for key in ("N", "LDY", "LDR", "BIAS", "RESIDUAL", "ACT", "GATED", "LIMIT", "ALPHA", "WIDTH")}
+        shared = {
+            key: constants[key] for key in ("N", "LDY", "LDR", "BIAS", "RESIDUAL", "ACT", "GATED", "LIMIT", "ALPHA", "WIDTH")
+        }
         signature = ["*bf16", "*i16", GPU_SCALES[scheme.scale_kind], "*i16", "*fp32", *types]
         variants = []
         for tile in tiles:
@@ -580,7 +597,11 @@ class GpuLowering(Lowering):
             grid = [["1", packed, tile.bn], [*generic.lanes_of(facts["rows"]), tile.bm], ["1", chunks if tile.apart else 1, 1]]
             variants.append(Variant(tile.most, kernel, grid))
         self._launch(
-            node, [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last], variants, weight_bytes=self.device[codes].bytes, **facts
+            node,
+            [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last],
+            variants,
+            weight_bytes=self.device[codes].bytes,
+            **facts,
         )
         if chunks > 1:
             block = min(512, power(constants["WIDTH"]))
@@ -654,7 +675,9 @@ class GpuLowering(Lowering):
             if given is None:
                 given, given_kind = middle, "*fp32"
                 if rounding:
-                    given, _ = self._prepared(node, Layout.dense(inner, (pairs, width)), pairs, width, 0, width, rounding, dtype="bf16")
+                    given, _ = self._prepared(
+                        node, Layout.dense(inner, (pairs, width)), pairs, width, 0, width, rounding, dtype="bf16"
+                    )
                     given_kind = "*bf16"
             items, types = self._weight_arguments(w)
             vector = self.vector(bias, gate, "bias") if bias is not None else None
@@ -775,7 +798,7 @@ class GpuLowering(Lowering):
                 H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
                 SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=PAGE, INNER=inner, STAGES=tile.stages, ALONE=alone, ASM=self.target.family == "cuda", AHEAD=tile.ahead,
             )  # fmt: skip
-            grid = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
+            grid: list[list[Any]] = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
             variants.append(Variant(most, kernel, grid, tile.bm // share))
         self._launch(
             node, [turned, *caches, *extra, "tiles", "input:start", "input:pos", "input:block_tables", "scratch:part", out, "size:BLOCKS"], variants,

@@ -93,10 +93,18 @@ def nibble_tiles(target: GpuTarget, n: int, steps: int, span: int) -> tuple[int,
     while chunks < 8 and steps % (2 * chunks) == 0 and 2 * chunks * count <= 4 * target.processors:
         chunks *= 2
     if target.family != "cuda":
-        return chunks, [NibbleTile(16, 64, 16, 4, 2, True), NibbleTile(64, 64, 64, 4, 1, True), NibbleTile(0, 64, 64, 4, 1, False)]
+        return chunks, [
+            NibbleTile(16, 64, 16, 4, 2, True),
+            NibbleTile(64, 64, 64, 4, 1, True),
+            NibbleTile(0, 64, 64, 4, 1, False),
+        ]
     step = 4 * span * 2  # bytes of a step's rows; its words take a quarter of that an output
     small = 4 if target.generation == 100 else 2
-    sizes = [(8, 32 if chunks == 1 and small == 2 else 64, 8, small, 4 if chunks == 1 else 3), (16, 64, 16, small, 3), (64, 64, 64, 4, 3)]
+    sizes = [
+        (8, 32 if chunks == 1 and small == 2 else 64, 8, small, 4 if chunks == 1 else 3),
+        (16, 64, 16, small, 3),
+        (64, 64, 64, 4, 3),
+    ]
     if chunks == 1 and target.shared_bytes >= 160 * KiB:
         sizes.append((0, 128, 128, 8, 2))
     else:

@@ -235,7 +235,7 @@ class NativeDriver:
         def copy(number: int) -> None:
             place, stream = self._pinned[number]
             library.check("current", self._context)
-            buffer = np.frombuffer((c.c_uint8 * PIECE).from_address(place), np.uint8)
+            buffer = np.ctypeslib.as_array((c.c_uint8 * PIECE).from_address(place))
             for at in range(number * PIECE, source.size, COPIERS * PIECE):
                 piece = source[at : at + PIECE]
                 np.copyto(buffer[: piece.size], piece)

@@ -283,9 +283,7 @@ class LaunchExecutor:
             sizes["TILES"], addresses["tiles"] = sizes[f"TILES{tile}"], addresses[f"tiles{tile}"]
         x, y, z = (*(-(-sizes[s] * f // d) for s, f, d in grid), 1, 1)[:3]
         if x and y and z:
-            self._driver.launch(
-                self._kernels[kernel], (x, y, z), [self._value(a, sizes, addresses) for a in launch["arguments"]]
-            )
+            self._driver.launch(self._kernels[kernel], (x, y, z), [self._value(a, sizes, addresses) for a in launch["arguments"]])
 
     def _value(self, argument: list[Any], sizes: dict[str, int], addresses: dict[str, int]) -> int:
         kind = argument[0]

@@ -23,13 +23,16 @@ CASES = [
     ("llama", {"quant": "int4:g32", "dtype": "bf16"}, 2e-2),
     ("llama", {"quant": "int4:g64:asym/int8", "dtype": "bf16"}, 2e-2),
     ("llama", {"quant": "int8", "algorithm": "hadamard", "dtype": "bf16"}, 2e-2),
-    ("qwen3", {"quant": "fp8", "dtype": "bf16"}, 2e-2),
+    ("qwen3", {"quant": "fp8", "dtype": "bf16"}, 8e-2),
     ("gemma2", {"quant": "int3:g32", "dtype": "bf16"}, 2e-2),
     ("gpt2", {"quant": "int8:channel/bf16", "dtype": "bf16"}, 2e-2),
     ("gpt_oss", {"dtype": "bf16"}, 4e-2),
     ("bloom", {"quant": "nf4", "dtype": "bf16"}, 2e-2),
 ]
-"""Of the largest logit: float32 sums in other orders; with bfloat16 caches and products, roundings of 2^-8 that fall either way."""
+"""Of the largest logit: float32 sums in other orders; with bfloat16 caches and products, roundings of 2^-8 that fall either way; with e4m3
+activations, roundings of 2^-4 (over 60 tokens either side is as far from the unquantized model as the other, 0.055 root mean square)."""
+FLIPS = {"gpt_oss": 1}
+"""Tokens of 35 whose router has a near tie: it may send them to another expert."""
 
 
 @pytest.mark.parametrize(
@@ -43,10 +46,19 @@ def test_a_plan_computes_what_the_cpu_computes(key, options, tolerance, checkpoi
     got = np.load(out)
     with load(path, target="cpu") as model:
         wanted = model.logits(got["ids"].tolist())
-    error = np.abs(got["prefill"] - wanted).max() / np.abs(wanted).max()
-    assert error < tolerance, error
+    errors = np.sort(np.abs(got["prefill"] - wanted).max(1) / np.abs(wanted).max())
+    assert errors[-1 - FLIPS.get(key, 0)] < tolerance, errors[-3:]
     assert got["pieces"].tobytes() == got["prefill"].tobytes(), np.abs(got["pieces"] - got["prefill"]).max()
     assert got["greedy"][0] == got["prefill"][-1].argmax()
+
+
+def test_a_product_gives_the_same_sums_in_any_tiles():
+    done = subprocess.run([sys.executable, WORKER.with_name("interpreted_products.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert {name.partition(" ")[0] for name in found} == {"nibbles", "zeros", "gated", "floats", "scaled"}
+    for name, (error, same) in found.items():
+        assert error < 1e-5 and same, (name, error, same)
 
 
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_120", "rocm:gfx942", "rocm:gfx1201"])

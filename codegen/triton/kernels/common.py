@@ -35,9 +35,7 @@ def prefetch(base_ptr, ROW: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexp
     for i in tl.static_range(LINES):
         line = i * (THREADS // ROWS) + lane // ROWS
         at = base_ptr.to(tl.int64) + (lane % ROWS).to(tl.int64) * ROW + line * 128
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-        )
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

@@ -66,9 +66,7 @@ def expert(
 
 
 @triton.jit
-def weigh(
-    x_ptr, weight_ptr, y_ptr, CHOICES: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
-):
+def weigh(x_ptr, weight_ptr, y_ptr, CHOICES: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid (tokens, blocks of K): y[t] = Σ_j weight[t, j]·x[t, j], in the order of choices."""
     begin(OVERLAP)
     t = tl.program_id(0).to(tl.int64)

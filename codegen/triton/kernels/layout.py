@@ -8,7 +8,14 @@ from .common import packed_row
 
 @triton.jit
 def rows_of_floats(
-    src_ptr, dst_ptr, K: tl.constexpr, CHUNKS: tl.constexpr, KW: tl.constexpr, PAIRED: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr
+    src_ptr,
+    dst_ptr,
+    K: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    KW: tl.constexpr,
+    PAIRED: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Grid (rows, blocks of KW). PAIRED: a pair's two values lie together (bfloat16); else 16 of the one, then 16 of the other."""
     n = tl.program_id(0).to(tl.int64)

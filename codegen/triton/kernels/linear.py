@@ -101,7 +101,9 @@ def linear(
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
     release(OVERLAP)
     acc = scaled(acc, tile, m, m_in, scale_ptr, xscale_ptr, N, SCALED, BN)
-    finish(acc, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
+    finish(
+        acc, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM
+    )
 
 
 @triton.jit
@@ -136,7 +138,27 @@ def linear_tiles(
         else:
             m = tile_m * BM + tl.arange(0, BM)
             acc = scaled(acc, tile, m, m < rows, scale_ptr, xscale_ptr, N, SCALED, BN)
-            finish(acc, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
+            finish(
+                acc,
+                tile,
+                m,
+                m < rows,
+                bias_ptr,
+                residual_ptr,
+                y_ptr,
+                N,
+                LDY,
+                LDR,
+                BIAS,
+                RESIDUAL,
+                ACT,
+                GATED,
+                LIMIT,
+                ALPHA,
+                WIDTH,
+                BN,
+                BM,
+            )
 
 
 @triton.jit
@@ -205,7 +227,27 @@ def linear_nibbles(
         place = (first * rows + m)[None, :].to(tl.int64) * N + n[:, None]
         tl.store(part_ptr + place, total, mask=n_in[:, None] & m_in[None, :])
     else:
-        finish(total, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
+        finish(
+            total,
+            tile,
+            m,
+            m_in,
+            bias_ptr,
+            residual_ptr,
+            y_ptr,
+            N,
+            LDY,
+            LDR,
+            BIAS,
+            RESIDUAL,
+            ACT,
+            GATED,
+            LIMIT,
+            ALPHA,
+            WIDTH,
+            BN,
+            BM,
+        )
 
 
 @triton.jit
@@ -315,4 +357,6 @@ def linear_coded(
         acc = acc * tl.load(scale_ptr + n, mask=n_in, other=0.0).to(tl.float32)[:, None]
     if INT8:
         acc = acc * tl.load(xscale_ptr + m, mask=m_in, other=0.0)[None, :]
-    finish(acc, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM)
+    finish(
+        acc, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM
+    )

@@ -1,0 +1,183 @@
+"""Products of the GPU's kernels by Triton's interpreter, in a process of its own: prints for each case its distance from float64, of the
+largest value, and whether its bits are those of the case's other tiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llmc.codegen.triton.interpreter import InterpreterDriver, interpret
+
+interpret()
+
+import llmc.codegen.triton as triton_folder
+import ml_dtypes
+import numpy as np
+from llmc.runtime.drivers.driver import as_bytes
+
+KERNELS = Path(triton_folder.__file__).parent / "kernels"
+ROWS, N, K, GROUP, SPAN, CHUNKS = 40, 64, 512, 32, 32, 4
+BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
+
+
+class Device:
+    def __init__(self) -> None:
+        self.driver = InterpreterDriver({p.name: p.read_text() for p in KERNELS.glob("*.py")})
+
+    def put(self, array: np.ndarray) -> int:
+        address = self.driver.allocate(array.nbytes)
+        self.driver.upload(address, as_bytes(np.ascontiguousarray(array).view(np.uint8)))
+        return address
+
+    def run(
+        self,
+        function: str,
+        signature: list[str],
+        arguments: list,
+        grid: tuple[int, int, int],
+        module: str = "linear",
+        **constants,
+    ) -> None:
+        facts = {"module": module, "function": function, "signature": signature, "constants": {"OVERLAP": True, **constants}}
+        given = [self.put(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        self.driver.launch(self.driver.load(b"", facts), grid, given)
+
+    def get(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
+        out = np.empty(shape, np.float32)
+        self.driver.download(address, out)
+        return out
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def epilogue(gated: bool, residual: bool) -> dict:
+    width = N // 2 if gated else N
+    return {
+        "BIAS": False,
+        "RESIDUAL": residual,
+        "ACT": "silu" if gated else "",
+        "GATED": gated,
+        "LIMIT": 0.0,
+        "ALPHA": 0.0,
+        "WIDTH": width,
+        "LDY": width,
+        "LDR": N,
+    }
+
+
+def main() -> None:
+    device, rng = Device(), np.random.default_rng(3)
+    x = rng.standard_normal((ROWS, K), np.float32).astype(BF16)
+    residual = rng.standard_normal((ROWS, N), np.float32)
+    found: dict[str, tuple[float, bool]] = {}
+
+    def note(name: str, results: list[np.ndarray], wanted: np.ndarray) -> None:
+        error = float(np.abs(results[0] - wanted).max() / np.abs(wanted).max())
+        found[name] = (error, all(r.tobytes() == results[0].tobytes() for r in results))
+
+    exact = x.astype(np.float64)
+    for name, asymmetric, gated in (
+        ("nibbles in chunks", False, False),
+        ("zeros in chunks", True, False),
+        ("gated in chunks", False, True),
+    ):
+        codes = rng.integers(0, 16, (N, K))
+        scales = (rng.random((K // GROUP, N), np.float32) * 0.1).astype(np.float16)
+        zeros = rng.integers(0, 16, (K // GROUP, N)).astype(np.int16)
+        blocks = codes.reshape(N, K // (4 * SPAN), 4, SPAN)
+        words = (blocks << (4 * np.arange(4))[None, None, :, None]).sum(2).astype(np.uint16).view(np.int16)
+        words = words.reshape(N // 64, 64, -1, SPAN).transpose(0, 2, 1, 3)
+        zero = zeros.T.repeat(GROUP, 1) if asymmetric else 8
+        sums = exact @ ((codes - zero) * scales.T.astype(np.float64).repeat(GROUP, 1)).T
+        if gated:  # 8 rows of the gate, 8 of up
+            pairs = sums.reshape(ROWS, N // 16, 2, 8)
+            wanted = (silu(pairs[:, :, 0]) * pairs[:, :, 1]).reshape(ROWS, -1)
+        else:
+            wanted = sums + residual
+        results = []
+        ends = epilogue(gated, not gated)
+        for bn, bm, apart in ((64, 8, True), (32, 16, True), (64, 64, False)):
+            part, y = device.driver.allocate(4 * CHUNKS * ROWS * N), device.put(np.zeros((ROWS, ends["WIDTH"]), np.float32))
+            shared = dict(N=N, CHUNKS=CHUNKS, **ends)
+            device.run(
+                "linear_nibbles", ["*bf16", "*i16", "*fp16", "*i16", "*fp32", "*fp32", "*fp32", "*fp32", "i32"], [x, words, scales, zeros, part, 0, residual, y, ROWS],
+                (N // bn, -(-ROWS // bm), CHUNKS if apart else 1), K=K, KW=K, LDX=K, ZERO=0 if asymmetric else 8, GROUP=GROUP, HAS_ZERO=asymmetric, SPAN=SPAN, BN=bn, BM=bm,
+                APART=apart, STAGES=2, ASM=True, **shared,
+            )  # fmt: skip
+            if apart:
+                device.run(
+                    "close",
+                    ["*fp32", "*fp32", "*fp32", "*fp32", "i32"],
+                    [part, 0, residual, y, ROWS],
+                    (ROWS, 1, 1),
+                    BLOCK=64,
+                    **shared,
+                )
+            results.append(device.get(y, (ROWS, ends["WIDTH"])))
+        note(name, results, wanted)
+
+    for name, kind, dtype in (("floats in tiles", "*bf16", BF16), ("scaled in tiles", "*fp8e4nv", E4M3)):
+        w, rows = rng.standard_normal((N, K), np.float32).astype(dtype), x.astype(dtype)
+        scales, row_scales = rng.random(N, np.float32), rng.random(ROWS, np.float32)
+        scaled = dtype is E4M3
+        wanted = rows.astype(np.float64) @ w.astype(np.float64).T
+        wanted = wanted * scales[None] * row_scales[:, None] + residual if scaled else wanted + residual
+        shared = dict(N=N, K=K, KW=K, LDX=K, SCALED=scaled, STAGES=2, **epilogue(False, True))
+        signature = [kind, kind, "*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "i32"]
+        results = []
+        for bn, bm, bk, programs, flat, parts in (
+            (32, 8, 128, 0, False, 1),
+            (64, 16, 64, 0, False, 1),
+            (64, 32, 64, 2, True, 2),
+            (64, 64, 128, 1, False, 1),
+        ):
+            y = device.put(np.zeros((ROWS, N), np.float32))
+            arguments = [
+                rows.view(np.uint8) if scaled else rows,
+                w.view(np.uint8) if scaled else w,
+                scales,
+                row_scales,
+                0,
+                residual,
+                y,
+                ROWS,
+            ]
+            if programs:
+                device.run(
+                    "linear_tiles",
+                    signature,
+                    arguments,
+                    (programs, 1, 1),
+                    BN=bn,
+                    BM=bm,
+                    BK=bk,
+                    BAND=8,
+                    PROGRAMS=programs,
+                    FLAT=flat,
+                    PARTS=parts,
+                    **shared,
+                )
+            else:
+                device.run(
+                    "linear",
+                    signature,
+                    arguments,
+                    (N // bn, -(-ROWS // bm), 1),
+                    BN=bn,
+                    BM=bm,
+                    BK=bk,
+                    BAND=8 if bn == 64 else 0,
+                    LINES=1,
+                    STRIDE=2 * K,
+                    THREADS=128,
+                    **shared,
+                )
+            results.append(device.get(y, (ROWS, N)))
+        note(name, results, wanted)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
