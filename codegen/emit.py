@@ -147,6 +147,8 @@ def emit(graph: Graph, kv_dtype: str, targets: Targets) -> Emitted:
         from .triton.lower import lower
 
         plans = [(gpu, lower(graph, kv_dtype, gpu)) for gpu in targets.gpus]
-        held = {spec.key for spec in weights}
-        weights += [spec for spec in plans[0][1].weights if spec.key not in held]
+        held = {spec.key: spec for spec in weights}
+        for spec in (spec for _, plan in plans for spec in plan.weights):
+            held.setdefault(spec.key, spec)
+        weights = list(held.values())
     return Emitted(rendered, plans, weights)
