@@ -127,38 +127,15 @@ def linear_tiles(
         for k0 in tl.range(0, KW, BK, num_stages=STAGES):
             acc = tl.dot(w_tiles.load([tile * BN, k0]), x_tiles.load([tile_m * BM, k0]).T, acc)
         if PARTS == 2:
-            first, second = tl.split(tl.permute(tl.reshape(acc, (BN, 2, BM // 2)), (0, 2, 1)))
-            for half in tl.static_range(2):
-                acc_half = first if half == 0 else second
-                m = tile_m * BM + half * (BM // 2) + tl.arange(0, BM // 2)
-                acc_half = scaled(acc_half, tile, m, m < rows, scale_ptr, xscale_ptr, N, SCALED, BN)
-                finish(
-                    acc_half, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM // 2,
-                )  # fmt: skip
+            pieces = tl.split(tl.permute(tl.reshape(acc, (BN, 2, BM // 2)), (0, 2, 1)))
         else:
-            m = tile_m * BM + tl.arange(0, BM)
-            acc = scaled(acc, tile, m, m < rows, scale_ptr, xscale_ptr, N, SCALED, BN)
+            pieces = (acc,)
+        for i in tl.static_range(PARTS):
+            m = tile_m * BM + i * (BM // PARTS) + tl.arange(0, BM // PARTS)
+            piece = scaled(pieces[i], tile, m, m < rows, scale_ptr, xscale_ptr, N, SCALED, BN)
             finish(
-                acc,
-                tile,
-                m,
-                m < rows,
-                bias_ptr,
-                residual_ptr,
-                y_ptr,
-                N,
-                LDY,
-                LDR,
-                BIAS,
-                RESIDUAL,
-                ACT,
-                GATED,
-                LIMIT,
-                ALPHA,
-                WIDTH,
-                BN,
-                BM,
-            )
+                piece, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM // PARTS,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -185,8 +162,9 @@ def linear_nibbles(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """`linear` with 4-bit integers in groups: word j of a block of 4·SPAN values holds values j, SPAN + j, 2·SPAN + j and 3·SPAN + j, and blocks
-    lie as [N / 64][KW / 4·SPAN][64][SPAN]; scales and zero points [KW / GROUP, N]. K is summed in CHUNKS, each from zero, then those in order. APART: a program sums one chunk (grid: tiles
-    of N, tiles of rows, CHUNKS) into part [CHUNKS, rows, N], which `close` adds; else all in turn."""
+    lie as [N / 64][KW / 4·SPAN][64][SPAN]; scales and zero points [KW / GROUP, N]. K is summed in CHUNKS, each from zero, then those in
+    order. APART: a program sums one chunk (grid: tiles of N, tiles of rows, CHUNKS) into part [CHUNKS, rows, N], which `close` adds; else
+    all in turn."""
     tile = tl.program_id(0)
     n = tile * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
