@@ -38,6 +38,8 @@ TIMED = (
 )
 TOKENS = 150
 CLOSE = 4e-2  # of the largest logit: bfloat16 roundings of cache and activations that fall the other way
+SHORT_BLOCKS, LONG_BLOCKS = 64, 256  # of the cache, for 2,048 and 8,192 positions
+SPARE = 8 << 30  # bytes of the device for what a step holds beside weights and cache
 FLIPS = 1 / 50  # of tokens of a mixture of experts: a router's near tie that falls the other way sends one to another expert
 
 
@@ -201,6 +203,8 @@ def show(name: str, parts: list[dict[str, Any]], copy: float) -> None:
 
 def bench(folder: Path, only: str = "") -> int:
     """Times of the plans with random weights, as JSON on standard output."""
+    from llmc.runtime.artifact import open_artifact
+    from llmc.runtime.executors.choose import device_free_bytes
     from llmc.runtime.sampling import SamplingRow
 
     results: dict[str, Any] = {**torch_rates(), "plans": {}}
@@ -209,40 +213,40 @@ def bench(folder: Path, only: str = "") -> int:
     for path in sorted(folder.glob("*.plan.llmc")):
         if only not in path.name:
             continue
+        with open_artifact(path) as artifact:
+            plan = artifact.manifest["memory_plan"]
+            room = device_free_bytes(artifact.manifest["targets"][0]["name"]) - plan["weight_bytes"] - SPARE
+        sequences = max(1, min(64, room // plan["cache_bytes_per_block"] // LONG_BLOCKS))
+        held = max(64 * SHORT_BLOCKS, sequences * LONG_BLOCKS)
         start = time.perf_counter()
-        session = Session(
-            path, max_tokens=8192, max_sequences=64, max_rows=64, context=8192, blocks=64 * 256 + 16, random_weights=1
-        )
+        session = Session(path, max_tokens=8192, max_sequences=64, max_rows=64, context=8192, blocks=held + 1, random_weights=1)
         session.executor.synchronize()
         row: dict[str, Any] = {"load_s": time.perf_counter() - start}
         copy = session.executor.copy_rate()
-        plan = session.artifact.manifest["memory_plan"]
         parameters = session.artifact.manifest["model"]["parameters"]
         table = int(shape["vocab_size"]) * int(shape["hidden_size"])  # type: ignore[call-overload]
         weights, position = plan["weight_bytes"] - 2 * table, plan["cache_bytes_per_block"] / 32
         token = np.array([17], np.int32)
-        blocks = [list(range(i * 256, (i + 1) * 256)) for i in range(64)]
+        many_short = [(token, 2000, list(range(i * SHORT_BLOCKS, (i + 1) * SHORT_BLOCKS))) for i in range(64)]
+        many_long = [(token, 8100, list(range(i * LONG_BLOCKS, (i + 1) * LONG_BLOCKS))) for i in range(sequences)]
         greedy = SamplingRow(0, 0.0, 1.0, 0.0, 0, 1.0, 0.0, 0.0, 0, 0)
 
         def one() -> None:
-            session.step([(token, 500, blocks[0])])
+            session.step([(token, 500, many_short[0][2])])
 
         def drawn() -> None:
             one()
             session.executor.sample([greedy])
-
-        def many(at: int) -> None:
-            session.step([(token, at, b) for b in blocks])
 
         row["copy_byte_s"] = copy
         row["decode_1_s"] = timed(drawn, session, 30)
         row["decode_1_device_s"] = streamed(one, session, 30)
         read = weights + 500 * position
         row |= {f"decode_1_{k}of_copy": read / row[f"decode_1_{k}s"] / copy for k in ("", "device_")}
-        for name, at in (("2k", 2000), ("8k", 8100)):
-            row[f"decode_64_at_{name}_s"] = timed(lambda at=at: many(at), session, 6)  # type: ignore[misc]
-            row[f"decode_64_at_{name}_tok_s"] = 64 / row[f"decode_64_at_{name}_s"]
-            row[f"decode_64_at_{name}_of_copy"] = (weights + 64 * at * position) / row[f"decode_64_at_{name}_s"] / copy
+        for name, parts in (("64_at_2k", many_short), (f"{sequences}_at_8k", many_long)):
+            took = timed(lambda parts=parts: session.step(parts), session, 6)  # type: ignore[misc]
+            row[f"decode_{name}_s"], row[f"decode_{name}_tok_s"] = took, len(parts) / took
+            row[f"decode_{name}_of_copy"] = (weights + len(parts) * parts[0][1] * position) / took / copy
         prompt = np.random.default_rng(0).integers(0, 1000, 8192 - 32).astype(np.int32)
         part = [(prompt, 0, list(range(256)))]
         prefill = timed(lambda: session.step(part), session, 3)
@@ -256,13 +260,19 @@ def bench(folder: Path, only: str = "") -> int:
         ) / prefill  # as if for every token, as is usual
         if "torch_bf16_flop_s" in results:
             row |= {f"prefill{k}_of_torch": row[f"prefill{k}_flop_s"] / results["torch_bf16_flop_s"] for k in ("_done", "")}
-        for name, parts in (("1 at 500", [(token, 500, blocks[0])]), ("64 at 2k", [(token, 2000, b) for b in blocks]), ("64 at 8k", [(token, 8100, b) for b in blocks]), ("8k tokens", part)):  # fmt: skip
+        profiled = {
+            "1 at 500": [(token, 500, many_short[0][2])],
+            "64 at 2k": many_short,
+            f"{sequences} at 8k": many_long,
+            "8k tokens": part,
+        }
+        for name, parts in profiled.items():
             profile = session.executor.profile(session.batch(parts))
             show(f"{path.name} {name}", profile, copy)
             row.setdefault("profiles", {})[name] = profile[:14]
-            if name == "64 at 8k":
+            if parts is many_long:
                 taken = sum(p["seconds"] for p in profile if p["kernel"].startswith(("attend", "merge")))
-                row["attention_64_at_8k_of_copy"] = 64 * 8100 * position / taken / copy
+                row[f"attention_{sequences}_at_8k_of_copy"] = sequences * 8100 * position / taken / copy
         results["plans"][path.name] = row
         print(json.dumps({path.name: {k: v for k, v in row.items() if k != "profiles"}}), file=sys.stderr, flush=True)
         session.close()
