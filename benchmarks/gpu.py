@@ -107,12 +107,20 @@ class Session:
         self.artifact.close()
 
 
+def prepared(folder: Path, pattern: str, only: str = "") -> list[Path]:
+    """What `prepare` left there; ends the process when there is nothing, which must not pass for a check."""
+    found = [path for path in sorted(folder.glob(pattern)) if only in path.name]
+    if not found:
+        sys.exit(
+            f"{folder} holds no {pattern}{f' with {only!r} in its name' if only else ''}: `make gpu-prepare` makes them, with no GPU"
+        )
+    return found
+
+
 def check(folder: Path, only: str = "") -> int:
     """Every checked artifact on the device; 1 when one differs."""
     failed = 0
-    for path in sorted(folder.glob("*.npz")):
-        if only not in path.name:
-            continue
+    for path in prepared(folder, "*.npz", only):
         wanted = np.load(path)
         ids, blocks = wanted["ids"].astype(np.int32), list(range(1, 9))
         session = Session(path.with_suffix(".llmc"), max_tokens=192, max_sequences=4, max_rows=192, context=256, blocks=32)
@@ -210,9 +218,7 @@ def bench(folder: Path, only: str = "") -> int:
     results: dict[str, Any] = {**torch_rates(), "plans": {}}
     shape = LLAMA_8B
     layers, heads, head = int(shape["num_hidden_layers"]), int(shape["num_attention_heads"]), int(shape["head_dim"])  # type: ignore[call-overload]
-    for path in sorted(folder.glob("*.plan.llmc")):
-        if only not in path.name:
-            continue
+    for path in prepared(folder, "*.plan.llmc", only):
         with open_artifact(path) as artifact:
             plan = artifact.manifest["memory_plan"]
             room = device_free_bytes(artifact.manifest["targets"][0]["name"]) - plan["weight_bytes"] - SPARE
@@ -344,7 +350,7 @@ def first_token(path: Path) -> int:
 def start(folder: Path, scratch: Path) -> int:
     """Seconds from a process's start to its first token, of an artifact with a large model's weights in the page cache."""
     path = scratch / "llmc-start.llmc"
-    fill(next(folder.glob("*bf16.plan.llmc")), path)
+    fill(prepared(folder, "*bf16.plan.llmc")[0], path)
     try:
         rounds = []
         for _ in range(3):
