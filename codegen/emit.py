@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir.graph import Graph
 from ..errors import UnsupportedError, UsageError, nearest
-from ..runtime.plan import BLOCK
+from ..runtime.plan import BLOCK, STEP
 from .lowering import WeightSpec, unique_names
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .triton.target import GpuTarget
 
 ELEMENT = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "e4m3": 1}
-STEP_TOKENS, STEP_ROWS = 512, 64
+STEP_ROWS = 64
 CPU_LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
 
 
@@ -85,10 +85,10 @@ class Emitted:
             steps = 2 * BLOCK * 4 if element == 1 else 0
             block += cache.groups * (BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element + steps)
         slots, _ = lowered.slots()
-        buffers = sum(s["tokens"] * STEP_TOKENS + s["rows"] * STEP_ROWS + s["fixed"] for s in slots)
+        buffers = sum(s["tokens"] * STEP + s["rows"] * STEP_ROWS + s["fixed"] for s in slots)
         states = 0
         if self.rendered is not None:
-            buffers += self.rendered.lowered.limits["shared_row_bytes"] * STEP_TOKENS
+            buffers += self.rendered.lowered.limits["shared_row_bytes"] * STEP
             states = 4 * sum(self.rendered.lowered.states)
         return {
             "weight_bytes": sum(map(packed_bytes, self.weights)),

@@ -1,4 +1,5 @@
-"""The memory plan: how many bytes a number of requests at a context length takes, from the manifest alone."""
+"""The memory plan: how many bytes a number of requests at a context length takes, from the manifest alone. And what a plan of launches and
+its executor agree on."""
 
 from __future__ import annotations
 
@@ -8,6 +9,13 @@ from ..errors import UsageError
 
 BLOCK = 32
 """Positions in a cache block."""
+SPLIT = 256
+"""Attention closes its sums at positions that are multiples of this."""
+PLAN_VERSION = 2
+"""Of a GPU's plan of launches."""
+FEW_SPLITS, SPLITS, SHORT, OTHER = 1, 2, 3, 4
+"""What a step asks of a plan's attention, its symbol STEP: each split of a row on its own, of few sequences or of more; few tokens a sequence, a
+row's splits in turn; any other."""
 REQUESTS = (1, 8, 64)
 STEP = 512
 """Tokens of a step, by default."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
+from ...runtime.plan import PLAN_VERSION
 from ..kernel_cache import cached, keep
 from ..weights import packed_bytes
 from . import generic
@@ -24,7 +25,6 @@ from .lower import Kernel, Lowered
 from .target import GpuTarget
 
 FOLDER = Path(__file__).parent / "kernels"
-PLAN_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ...compiler.ir.types import Dim, Sym, product
 from ...errors import UnsupportedError
 from ...quant.levels import FOUR_BITS
 from ...quant.scheme import Scheme, parse_scheme
+from ...runtime.plan import BLOCK, FEW_SPLITS, SHORT, SPLIT, SPLITS
 from ..layout import BYTES, Buffer, Layout
 from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import FIELDS, kind_of
@@ -46,13 +47,8 @@ TYPES = {
     "u8": "*u8",
     "f8": "*fp8e4nv",
 }
-SPLIT = 256
-PAGE = 32
 PARTS = 64
 """Programs that look for a row's largest logit."""
-FEW_SPLITS, SPLITS, SHORT = 1, 2, 3
-"""The symbol STEP of a step: each split of a row on its own, of few sequences or of more; few tokens a sequence, a row's splits in turn; 4, any
-other."""
 PREFETCHED_LINES = 1
 """Lines of 128 bytes of a weight that a thread asks for before it waits for its input. H200, one row of Llama-3.1-8B's shape: 4.26 ms a
 step with none, 4.19 with 1, 4.21 with 2, 4.26 with 4."""
@@ -191,6 +187,13 @@ def power(n: int, least: int = 16) -> int:
 
 def up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def _scale_words(scheme: Scheme) -> tuple[str, int]:
+    """As what a scheme's scales are moved, and their bytes."""
+    if scheme.scale_kind == "int8":
+        raise UnsupportedError("a GPU has no kernel for scales of 8 bits", "leave :scale-int8 out")
+    return ("*i32", 4) if scheme.scale_kind == "f32" else ("*i16", 2)
 
 
 class GpuLowering(Lowering):
@@ -358,9 +361,7 @@ class GpuLowering(Lowering):
         )  # fmt: skip
         size = width * bits // 8
         codes = self._rows(WeightSpec(weight.name, "codes", (weight,), scheme, gated), made, (rows, -(-size // 256)), rows * size)
-        if scheme.scale_kind == "int8":
-            raise UnsupportedError("a GPU has no kernel for scales of 8 bits", "leave :scale-int8 out")
-        element, kind16 = (4, "*i32") if scheme.scale_kind == "f32" else (2, "*i16")
+        kind16, element = _scale_words(scheme)
         turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, GATED=turned, BLOCK=16)
         scales = self._rows(
             WeightSpec(f"{weight.name}.scales", "scales", (weight,), scheme, gated),
@@ -572,23 +573,16 @@ class GpuLowering(Lowering):
             (packed, -(-width // 1024)),
             up(packed, 64) * width // 2,
         )
-        kinds = {"f32": ("*i32", 4), "f16": ("*i16", 2), "bf16": ("*i16", 2)}
-        if scheme.scale_kind not in kinds:
-            raise UnsupportedError(
-                f"a GPU has no kernel for scales in {scheme.scale_kind}", f"leave :scale-{scheme.scale_kind} out"
-            )
 
         def columns(pack: str, source: str, to: str, element: int) -> int:
             turn = self._kernel("layout", "columns_of_groups", [source, to], N=packed, GROUPS=groups, GATED=turned, BLOCK=256)
             spec = WeightSpec(f"{weight.name}.{pack}", pack, (weight,), scheme, gated)
             return self._rows(spec, turn, (-(-packed // 256), groups), held * packed * element)
 
-        moved, element = kinds[scheme.scale_kind]
+        moved, element = _scale_words(scheme)
         scales = columns("scales", moved, moved, element)
         zeros = f"device:{columns('zeros', '*u8', '*i16', 2)}" if scheme.asymmetric else None
-        shared = {
-            key: constants[key] for key in ("N", "LDY", "LDR", "BIAS", "RESIDUAL", "ACT", "GATED", "LIMIT", "ALPHA", "WIDTH")
-        }
+        shared = {key: value for key, value in constants.items() if key not in ("K", "LDX")}
         signature = ["*bf16", "*i16", GPU_SCALES[scheme.scale_kind], "*i16", "*fp32", *types]
         variants = []
         for tile in tiles:
@@ -631,7 +625,7 @@ class GpuLowering(Lowering):
         scheme = self.scheme_of(w_in, op.scheme)
         if kind_of(scheme).dot:
             scheme = scheme.with_activations("bf16")
-        rounding = "bf16" if scheme.activations == "bf16" else ROUNDINGS.get(scheme.activations)
+        rounding = ROUNDINGS.get(scheme.activations)
         if rounding is None or scheme.offset or scheme.order:
             raise UnsupportedError(f"a GPU has no experts' kernel for {scheme} ({node.scope})", "give another --quant")
         first, second = self._stored(w_in, scheme, op.gate), self._stored(w_out, scheme)
@@ -653,7 +647,8 @@ class GpuLowering(Lowering):
         out = self.new_value(node.output)
         source: Any = (layout, offset)
         kind = "*fp32"
-        if rounding:
+        narrow = scheme.activations in ("bf16", "int8", "fp8")
+        if narrow:
             source, _ = self._prepared(node, layout, rows, ldx, offset, k, rounding, dtype="bf16")
             ldx, kind = k, "*bf16"
         middle: Any = inner
@@ -676,7 +671,7 @@ class GpuLowering(Lowering):
         for given, given_kind, ld, w, bias, depth, packed, wide, divide, gate, to in steps:
             if given is None:
                 given, given_kind = middle, "*fp32"
-                if rounding:
+                if narrow:
                     given, _ = self._prepared(
                         node, Layout.dense(inner, (pairs, width)), pairs, width, 0, width, rounding, dtype="bf16"
                     )
@@ -798,7 +793,7 @@ class GpuLowering(Lowering):
             kernel = self._kernel(
                 "attention", "attend", [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", to, "i32"], tile.warps, tile.stages,
                 H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
-                SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=PAGE, INNER=inner, STAGES=tile.stages, ALONE=alone, ASM=self.target.family == "cuda", AHEAD=tile.ahead,
+                SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=BLOCK, INNER=inner, STAGES=tile.stages, ALONE=alone, ASM=self.target.family == "cuda", AHEAD=tile.ahead,
             )  # fmt: skip
             grid: list[list[Any]] = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
             variants.append(Variant(most, kernel, grid, tile.bm // share))

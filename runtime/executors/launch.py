@@ -14,17 +14,14 @@ from ...errors import ArtifactError, EnvironmentLacks, LlmcError
 from .. import host_sampling
 from ..artifact import Artifact
 from ..drivers.driver import Driver, as_bytes
-from ..plan import BLOCK
+from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS
 from ..sampling import Draw, SamplingRow
 from .cpu import Batch
 
-PLAN_VERSION = 2
-SPLIT = 256
 ALIGN = 256
 PART_BYTES = 64 << 20
-FEW_SPLITS, SPLITS, SHORT, OTHER = 1, 2, 3, 4
-"""What a step asks of attention: see the plan's symbol STEP."""
 FEW = 8
+"""Sequences up to which a step's splits are few."""
 GRAPHS = 64
 ELEMENT = {"f32": 4, "f16": 2, "bf16": 2}
 Ints = npt.NDArray[np.int32]
@@ -77,16 +74,20 @@ class LaunchExecutor:
             sizes = [blocks * BLOCK * cache["groups"] * cache[d] * ELEMENT[cache["kind"]] for d in ("dk", "dv")]
             self._caches.append((driver.allocate(sizes[0]), driver.allocate(sizes[1]), sizes[0] // blocks, sizes[1] // blocks))
         self._part = driver.allocate(PART_BYTES)
-        self._tiles = sorted({v[3] for launch in self._plan["launches"] for v in launch["variants"] if v[3]})
-        tile_ints = 2 * len(self._tiles) * (max_tokens + max_sequences)
+        walked = [x["variants"] for x in self._plan["launches"] if any(v[3] for v in x["variants"])]
+        self._tiles = {
+            step: sorted({next(v[3] for v in variants if v[0] == 0 or step <= v[0]) for variants in walked})
+            for step in (FEW_SPLITS, SPLITS, SHORT, OTHER)
+        }
+        tile_ints = 2 * max(map(len, self._tiles.values())) * (max_tokens + max_sequences)
         width = 2 * max(8, self._max_blocks)  # rounded up to a power of two
         ints = 4 * max_tokens + tile_ints + 2 * max_rows + 4 * max_sequences + max_sequences * width + 64 * 64
         self._inputs = driver.allocate(4 * ints)
         self._tokens = driver.allocate(4 * max(max_rows, 1))
         self._sample_rows = driver.allocate(4 * max(max_rows, 1))
         self._graphs: dict[tuple[int, ...], Any] = {}
-        launches = self._plan["launches"]
-        self._steps = {greedy: [x for x in launches if (x["when"] == "greedy") == greedy] for greedy in (False, True)}
+        self._step = [x for x in self._plan["launches"] if x["when"] != "greedy"]
+        self._greedy = [x for x in self._plan["launches"] if x["when"] == "greedy"]
         self._drawn: list[int] = []  # the rows that `sample_rows` holds
         self._logits: npt.NDArray[np.float32] | None = None
 
@@ -177,7 +178,7 @@ class LaunchExecutor:
         self.run(batch)
         sizes, addresses = self._stage(batch)
         groups: dict[str, list[dict[str, Any]]] = {}
-        for launch in self._steps[False]:
+        for launch in self._step:
             kernel = self._chosen(launch, sizes)
             if kernel is not None:
                 groups.setdefault(kernel[1], []).append(launch)
@@ -218,7 +219,7 @@ class LaunchExecutor:
             self._driver.replay(self._graphs[key])
             return
         recording = tokens == sequences and len(self._graphs) < GRAPHS and self._driver.record()
-        for launch in self._steps[False]:
+        for launch in self._step:
             self._launch(launch, sizes, addresses)
         if recording:
             self._graphs[key] = self._driver.recorded()
@@ -242,12 +243,12 @@ class LaunchExecutor:
             splits *= 2
         part = int(self._plan["part_floats"])
         short = batch.ids.size <= 4 * batch.pos.size
-        alone = int(splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or not short)
+        alone = splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or not short
         shape = (FEW_SPLITS if batch.pos.size <= FEW else SPLITS) if not alone else SHORT if short else OTHER
         arrays: dict[str, Ints] = {
             "ids": batch.ids, "positions": batch.positions, "rows": batch.row_tokens, "start": batch.start, "pos": batch.pos, "slots": slots, "block_tables": tables,
         }  # fmt: skip
-        for size in self._tiles:
+        for size in self._tiles[shape]:
             per = -(-counts // size)
             which = np.repeat(np.arange(counts.size), per)
             first = (np.arange(which.size) - np.repeat(np.cumsum(per) - per, per)) * size
@@ -261,14 +262,14 @@ class LaunchExecutor:
             at += flat.size + pad
         self._driver.upload(self._inputs, as_bytes(np.concatenate(parts)))
         sizes = {
-            "T": int(batch.ids.size), "S": int(batch.pos.size), "R": int(batch.row_tokens.size), "BLOCKS": padded, "ALONE": alone, "SPLITS": 1 if alone else splits, "STEP": shape, "1": 1,
+            "T": int(batch.ids.size), "S": int(batch.pos.size), "R": int(batch.row_tokens.size), "BLOCKS": padded, "SPLITS": 1 if alone else splits, "STEP": shape, "1": 1,
         }  # fmt: skip
-        sizes.update({f"TILES{size}": arrays[f"tiles{size}"].shape[0] for size in self._tiles})
+        sizes.update({f"TILES{size}": arrays[f"tiles{size}"].shape[0] for size in self._tiles[shape]})
         return sizes, addresses
 
     def _chosen(self, launch: dict[str, Any], sizes: dict[str, int]) -> list[Any] | None:
         """A launch's variant for a step of these sizes: most rows, kernel, grid, tile; None where the step has no use for it."""
-        if launch["when"] == "split" and sizes["ALONE"]:
+        if launch["when"] == "split" and sizes["STEP"] > SPLITS:
             return None
         symbol, factor = launch["rows"]
         rows = sizes[symbol] * factor
@@ -333,7 +334,7 @@ class LaunchExecutor:
             if drawn != self._drawn:
                 self._driver.upload(self._sample_rows, as_bytes(np.array(drawn, np.int32)))
                 self._drawn = drawn
-            for launch in self._steps[True]:
+            for launch in self._greedy:
                 self._launch(launch, {"DRAWS": len(rows), "1": 1}, {})
             tokens = np.empty(len(rows), np.int32)
             self._driver.download(self._tokens, tokens)
