@@ -98,7 +98,7 @@ class Session:
             np.concatenate([np.arange(p[1], p[1] + len(p[0])) for p in parts]).astype(np.int32),
             start,
             np.array([p[1] for p in parts], np.int32),
-            np.array([p[2] + [0] * (width - len(p[2])) for p in parts], np.int32),
+            np.array([[p[2] + [0] * (width - len(p[2])) for p in parts]], np.int32),
             np.arange(start[-1], dtype=np.int32) if every else (start[1:] - 1).astype(np.int32),
         )
 

@@ -53,7 +53,7 @@ def plan(name: str, scheme: str) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "peak_bytes": 1024 * max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)),
         "weight_bytes": sizes["weight_bytes"],
-        "cache_bytes_per_token": sizes["cache_bytes_per_block"] / BLOCK,
+        "cache_bytes_per_token": sizes["cache_bytes_per_block"] / BLOCK * sizes["reaches"].count(0),
         "state_bytes_per_request": sizes["state_bytes_per_request"],
         "total_bytes": {f"{r}x{c}": total_bytes(manifest, r, c) for r in (1, 8, 64) for c in (4096, 32768, 131072)},
     }

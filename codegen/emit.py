@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..compiler.ir.graph import Graph
 from ..errors import UnsupportedError, UsageError, nearest
 from ..runtime.plan import BLOCK, STEP
-from .lowering import WeightSpec, unique_names
+from .lowering import Cache, WeightSpec, place_caches, unique_names
 
 if TYPE_CHECKING:
     from .cpu.render import Rendered
@@ -61,6 +61,12 @@ def expand_targets(targets: Iterable[str]) -> Targets:
     return Targets(tuple(levels), tuple(gpus))
 
 
+def _block_bytes(cache: Cache) -> int:
+    element = ELEMENT[cache.kind]
+    scales = 2 * BLOCK * 4 if element == 1 else 0
+    return cache.groups * (BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element + scales)
+
+
 @dataclass(frozen=True)
 class Emitted:
     """A graph's code before it is compiled: `rendered` for CPUs, `plans` for GPUs, one for each kind; either may be missing."""
@@ -73,17 +79,14 @@ class Emitted:
     def fallbacks(self) -> list[dict[str, str]]:
         return self.rendered.lowered.fallbacks if self.rendered is not None else self.plans[0][1].fallbacks if self.plans else []
 
-    def memory_plan(self) -> dict[str, int]:
-        """Bytes of the weights, of a cache block and of a request's states over all layers, and of the buffers at the default step size;
-        `reach` is how many positions of a request the cache must hold, 0 for all."""
+    def memory_plan(self) -> dict[str, int | list[int]]:
+        """Bytes of the weights, of a cache block (one of every region), of a request's states over all layers, and of the buffers at the
+        default step size; for each table of blocks, how many positions its layers see at most: `reaches`, 0 for all."""
         from .weights import packed_bytes
 
         lowered = self.rendered.lowered if self.rendered is not None else self.plans[0][1]
-        block, reaches = 0, [cache.reach for cache in lowered.caches]
-        for cache in lowered.caches:
-            element = ELEMENT[cache.kind]
-            steps = 2 * BLOCK * 4 if element == 1 else 0
-            block += cache.groups * (BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element + steps)
+        places = place_caches(lowered.caches, alike=bool(self.plans))
+        block = sum(max(_block_bytes(lowered.caches[i]) for i in held) for held in places.regions)
         slots, _ = lowered.slots()
         buffers = sum(s["tokens"] * STEP + s["rows"] * STEP_ROWS + s["fixed"] for s in slots)
         states = 0
@@ -94,7 +97,7 @@ class Emitted:
             "weight_bytes": sum(map(packed_bytes, self.weights)),
             "cache_bytes_per_block": block,
             "state_bytes_per_request": states,
-            "reach": max(reaches) if reaches and all(reaches) else 0,
+            "reaches": list(places.reaches),
             "buffer_bytes": buffers,
         }
 
@@ -141,7 +144,7 @@ def emit(graph: Graph, kv_dtype: str, targets: Targets) -> Emitted:
     if targets.levels:
         from .cpu.render import render
 
-        rendered = render(graph, kv_dtype)
+        rendered = render(graph, kv_dtype, alike=bool(targets.gpus))
         weights += rendered.lowered.weights
     if targets.gpus:
         from .triton.lower import lower

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compiler.ir.graph import Graph, Node, Value
@@ -32,6 +32,9 @@ from .expression import Expr
 from .layout import BYTES, Buffer, Layout, dense_type, storage
 
 INPUTS = {"%input_ids": 0, "%position_ids": 1, "%logits_rows": 2}
+WHOLE_COST = 4
+"""A layer that sees everything counts as much as this many with a window, where a region of a block may stay unused."""
+MOST_COST = 1.1
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,51 @@ class Cache:
     dv: int
     kind: str
     reach: int = 0
+
+
+@dataclass(frozen=True)
+class CachePlaces:
+    """Which table of blocks and which region of memory each cache has; `reaches`: what the caches of each table reach.
+
+    A block of the pool is one of every region, whatever table it stands in: layers that see everything and layers with a window
+    take blocks from one pool, and give them back on their own.
+    """
+
+    reaches: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def regions(self) -> list[list[int]]:
+        """The caches that share each region."""
+        count = 1 + max((region for _, region in self.places), default=-1)
+        return [[i for i, (_, region) in enumerate(self.places) if region == r] for r in range(count)]
+
+
+def place_caches(caches: Sequence[Cache], *, alike: bool) -> CachePlaces:
+    """A table for the caches of one reach, or several of equal size: as large as they may be without leaving many regions of a block unused.
+    alike: one table for all, unless the caches of a region have one shape."""
+    kinds: dict[int, list[int]] = {}
+    for i, cache in enumerate(caches):
+        kinds.setdefault(cache.reach, []).append(i)
+    by_reach = sorted(kinds.items())
+    if len(by_reach) < 2:
+        return CachePlaces((by_reach[0][0] if by_reach else 0,), tuple((0, i) for i in range(len(caches))))
+
+    def cost(size: int) -> int:  # whole contexts weigh more than windows
+        return sum(-(-len(held) // size) * size * (1 if reach else WHOLE_COST) for reach, held in by_reach)
+
+    size = max(n for n in range(1, len(caches) + 1) if cost(n) <= MOST_COST * cost(1))
+    reaches: list[int] = []
+    places = [(0, 0)] * len(caches)
+    for reach, held in by_reach:
+        largest_first = sorted(held, key=lambda i: -caches[i].groups * (caches[i].dk + caches[i].dv))
+        for at, i in enumerate(largest_first):
+            places[i] = (len(reaches) + at // size, at % size)
+        reaches += [reach] * -(-len(held) // size)
+    made = CachePlaces(tuple(reaches), tuple(places))
+    if alike and any(len({replace(caches[i], reach=0) for i in held}) > 1 for held in made.regions):
+        return place_caches([replace(c, reach=0) for c in caches], alike=True)
+    return made
 
 
 class Lowering(ABC):

@@ -22,6 +22,7 @@ from .config import RunConfig
 from .engine import Engine, Event, FinishEvent, Request, TokenEvent
 from .executors.choose import driver_module, is_gpu
 from .executors.cpu import CpuExecutor
+from .plan import reaches
 from .sampling import SamplingParams
 from .scheduler import Scheduler
 from .states import StatePool
@@ -59,13 +60,12 @@ class Model:
     def new_engine(self, max_tokens: int | None = None) -> Engine:
         """A fresh engine on the same executor, with an empty cache."""
         scheduler = Scheduler(
-            BlockPool(self.config.blocks),
+            BlockPool(self.config.blocks, reaches(self.artifact.manifest)),
             StatePool(self.config.slots, self.executor.copy_state),
             max_tokens=max_tokens or self.config.max_tokens,
             max_sequences=self.config.max_batch,
             max_rows=self.config.max_rows,
             context=self.config.context,
-            reach=int(self.artifact.manifest["memory_plan"].get("reach", 0)),
             max_waiting=1 << 20,
         )
         return Engine(self.executor, scheduler)

@@ -20,6 +20,7 @@ from .artifact import open_artifact
 from .config import RunConfig
 from .engine import Event, FinishEvent, Request, TokenEvent
 from .executors.cpu import CpuExecutor
+from .plan import cache_bytes_read
 
 Figure = dict[str, float]
 
@@ -143,10 +144,6 @@ def _kernels(model: Model) -> list[dict[str, Any]]:
     return next(t["kernels"] for t in model.artifact.manifest["targets"] if t["isa"] == model.executor.level)
 
 
-def _cache_bytes(model: Model, positions: int) -> float:
-    return float(model.artifact.manifest["memory_plan"]["cache_bytes_per_block"]) / 32 * positions
-
-
 def _rate(kernel: dict[str, Any], ceilings: dict[str, float]) -> float:
     """Operations a second that this kernel's arithmetic allows."""
     return 1e9 * (ceilings["int8_gop_s"] if kernel["kernel"] in ("linear_d4", "linear_d8") else ceilings["bf16_gflop_s"])
@@ -157,7 +154,7 @@ def _floor(model: Model, settings: BenchSettings, ceilings: dict[str, float]) ->
     kernels = [k for k in _kernels(model) if k["weight_bytes"]]
     weights = sum(k["calls"] * k["weight_bytes"] for k in kernels)
     middle = settings.prompt_len + settings.gen_len / 2
-    decode = (weights + _cache_bytes(model, int(middle))) / (ceilings["read_gb_s"] * 1e9)
+    decode = (weights + cache_bytes_read(model.artifact.manifest, int(middle))) / (ceilings["read_gb_s"] * 1e9)
     head = [k for k in kernels if "lm_head" in k["name"]]
     body = sum(k["calls"] * k["operations"] / _rate(k, ceilings) for k in kernels if k not in head)
     return {"decode_tok_s": 1 / decode, "prefill_tok_s": 1 / max(body, 1e-12)}

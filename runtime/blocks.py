@@ -14,9 +14,18 @@ BLOCK = 32
 ROOT = b""
 
 
+def first_seen(computed: int, reach: int) -> int:
+    """The first block that a position after `computed` others still needs, where it sees `reach` positions, itself included (0: all)."""
+    return max(0, computed - reach + 1) // BLOCK if reach else 0
+
+
 def chain_hash(parent: bytes, tokens: npt.NDArray[np.int32]) -> bytes:
     """The name of a full block: a hash of its tokens and of everything before them."""
     return hashlib.blake2b(parent + tokens.astype("<i4").tobytes(), digest_size=16).digest()
+
+
+def _of_table(name: bytes, table: int) -> bytes:
+    return name + table.to_bytes(2, "little") if table else name
 
 
 class BlockPool:
@@ -24,11 +33,13 @@ class BlockPool:
 
     A block whose count falls to zero stays findable until it is taken again; blocks are taken in the order in which they were
     freed, so the prefix cache is evicted from the least recently used, a sequence's last block first. `forgotten` is told the hash
-    of a block that is taken again.
+    of a block that is taken again. A sequence has a table of blocks for each of `reaches`: how many positions the layers that use
+    that table see at most, 0 for all.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, reaches: tuple[int, ...] = (0,)) -> None:
         self.count = count
+        self.reaches = reaches
         self._references = [0] * count
         self._free: OrderedDict[int, None] = OrderedDict((i, None) for i in range(count))
         self._hash_of: dict[int, bytes] = {}
@@ -70,18 +81,29 @@ class BlockPool:
             if self._references[block] == 0:
                 self._free[block] = None
 
-    def register(self, block: int, name: bytes) -> None:
-        """A block has become full: its prefix can be found under its hash. The first block with a hash keeps it."""
+    def register(self, block: int, name: bytes, table: int = 0) -> None:
+        """A block of a table has become full: its prefix can be found under its hash. The first block with a hash keeps it."""
+        name = _of_table(name, table)
         if name not in self._block_of and block not in self._hash_of:
             self._block_of[name] = block
             self._hash_of[block] = name
 
-    def find(self, name: bytes) -> int | None:
-        """The block that holds a prefix, if it is still there."""
-        self.lookups += 1
-        block = self._block_of.get(name)
-        self.hits += block is not None
-        return block
+    def find(self, name: bytes, table: int = 0) -> int | None:
+        """The block of a table that holds a prefix, if it is still there."""
+        return self._block_of.get(_of_table(name, table))
+
+    def find_prefix(self, names: Sequence[bytes]) -> int:
+        """How many of the first blocks, called `names`, a new sequence need not compute: after them, each table still has what its
+        layers see."""
+        count = len(names)
+        found = None
+        while found != count:  # a table that lacks a block shortens the prefix, and other tables then need others
+            found = count
+            for table, reach in enumerate(self.reaches):
+                seen = range(first_seen(count * BLOCK, reach), count)
+                order = reversed(seen) if reach else seen
+                count = next((i for i in order if self.find(names[i], table) is None), count)
+        return count
 
     def is_shared(self, block: int) -> bool:
         return self._references[block] > 1

@@ -8,7 +8,7 @@ from ..errors import UsageError
 from .artifact import Artifact
 from .cpu_info import free_memory, memory_limit, usable_cpus
 from .executors.choose import choose_target, device_free_bytes, is_gpu
-from .plan import BLOCK, blocks_for, request_blocks, slots_for, state_bytes
+from .plan import blocks_for, positions_within, reaches, slots_for, state_bytes
 from .sizes import parse_size, show_size
 
 
@@ -81,7 +81,7 @@ class RunConfig:
             tokens,
             batch,
             max(batch, max_rows),
-            context if blocks >= request_blocks(manifest, context, tokens) else min(context, blocks * BLOCK),
+            positions_within(blocks, reaches(manifest), tokens, context),
             blocks,
             slots,
             chosen,

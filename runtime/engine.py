@@ -16,7 +16,7 @@ from .detokenizer import Detokenizer
 from .executors.cpu import Batch
 from .sampling import Draw, SamplingParams, SamplingRow
 from .scheduler import Scheduler, Slice, Step
-from .sequence import NONE, Sequence, State
+from .sequence import Sequence, State
 
 Logits = npt.NDArray[np.float32]
 
@@ -232,26 +232,18 @@ class Engine:
     def _share(self, parent: Sequence, child: Sequence) -> None:
         pool, states = self.scheduler.pool, self.scheduler.states
         assert parent.slot is not None
-        full = parent.computed // BLOCK
-        partial = parent.computed % BLOCK != 0
         room = len(self.scheduler.running) < self.scheduler.max_sequences
-        block = pool.allocate() if partial and room else None
-        slot = states.clone(parent.slot) if room and (block is not None or not partial) else None
-        if slot is None:
-            if block is not None:
-                pool.release([block])
+        if room and child.share(parent, pool):
+            child.slot = states.clone(parent.slot)
+            if child.slot is None:
+                child.release(pool, states)
+        if child.slot is None:
             self.scheduler.requeue(child)  # no room for a copy: it computes its prompt, mostly from the prefix cache
             return
-        child.forgotten = parent.forgotten
-        for shared in parent.blocks[:full]:
-            if shared != NONE:
-                pool.share(shared)
-            child.blocks.append(shared)
-        if block is not None:
-            self.executor.copy_block(parent.blocks[full], block)
-            child.blocks.append(block)
-        child.slot = slot
-        child.computed = parent.computed
+        if child.computed % BLOCK:
+            last = child.held - 1
+            for source, target in zip(parent.blocks[:, last].tolist(), child.blocks[:, last].tolist(), strict=True):
+                self.executor.copy_block(source, target)
         self.scheduler.adopt(child)
 
     # --- results ----------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ KERNEL = Fields(
 TARGET = Fields({"name": text, "isa": text, "member": text, "bytes": whole, "kernels": Each(KERNEL)}, {"weights": whole})
 PLAN = Fields(
     {"weight_bytes": whole, "cache_bytes_per_block": whole, "buffer_bytes": whole},
-    {"state_bytes_per_request": whole, "reach": whole},
+    {"state_bytes_per_request": whole, "reaches": Each(whole)},
 )
 MANIFEST = Fields(
     {

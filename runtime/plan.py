@@ -3,6 +3,8 @@ its executor agree on."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UsageError
@@ -11,7 +13,7 @@ BLOCK = 32
 """Positions in a cache block."""
 SPLIT = 256
 """Attention closes its sums at positions that are multiples of this."""
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Of a GPU's plan of launches."""
 FEW_SPLITS, SPLITS, SHORT, OTHER = 1, 2, 3, 4
 """What a step asks of a plan's attention, its symbol STEP: each split of a row on its own, of few sequences or of more; few tokens a sequence, a
@@ -21,16 +23,33 @@ STEP = 512
 """Tokens of a step, by default."""
 
 
-def blocks_at_most(positions: int, reach: int, step: int) -> int:
-    """Cache blocks that a request of that many positions holds at most: where no layer sees beyond `reach` positions (0: one sees all),
-    the blocks before it are free, and a step adds up to `step` positions."""
+def held_blocks(positions: int, reaches: Sequence[int], step: int) -> int:
+    """Cache blocks that a request of that many positions holds at most, in a table for each of `reaches`: where no layer sees beyond
+    so many positions (0: one sees all), the blocks before them are free, and a step adds up to `step` positions."""
     whole = -(-positions // BLOCK)
-    return min(whole, -(-(reach + step) // BLOCK) + 1) if reach else whole
+    return sum(min(whole, -(-(reach + step) // BLOCK) + 1) if reach else whole for reach in reaches)
+
+
+def positions_within(blocks: int, reaches: Sequence[int], step: int, most: int) -> int:
+    """How many positions, up to `most`, a request may have that holds at most that many blocks."""
+    columns = range(-(-most // BLOCK) + 1)
+    return min(most, BLOCK * (bisect_right(columns, blocks, key=lambda n: held_blocks(n * BLOCK, reaches, step)) - 1))
+
+
+def reaches(manifest: dict[str, Any]) -> tuple[int, ...]:
+    """For each table of cache blocks, how many positions the layers that use it see at most; 0 for all."""
+    return tuple(manifest["memory_plan"].get("reaches", (0,)))
 
 
 def request_blocks(manifest: dict[str, Any], context: int, step: int = STEP) -> int:
     """Cache blocks that a request of `context` positions holds at most."""
-    return blocks_at_most(context, int(manifest["memory_plan"].get("reach", 0)), step)
+    return held_blocks(context, reaches(manifest), step)
+
+
+def cache_bytes_read(manifest: dict[str, Any], positions: int) -> float:
+    """Bytes of the cache that the layers see from one position, after that many."""
+    plan = manifest["memory_plan"]
+    return sum(min(positions, reach or positions) for reach in reaches(manifest)) * int(plan["cache_bytes_per_block"]) / BLOCK
 
 
 def cache_bytes(manifest: dict[str, Any], requests: int, context: int) -> int:
@@ -68,10 +87,11 @@ def blocks_for(manifest: dict[str, Any], budget: int | None, max_batch: int, con
     if budget is None:
         return max(1 + one, min(enough, max(free_bytes, 0) // 2 // per_block))
     blocks = budget // per_block
-    if blocks < 2:
+    least = 2 * len(reaches(manifest))
+    if blocks < least:
         raise UsageError(
-            f"a cache of {budget} bytes holds no request: one block of {BLOCK} positions takes {per_block} bytes",
-            f"give --kv-cache at least {2 * per_block} bytes",
+            f"a cache of {budget} bytes holds no request: {BLOCK} positions take {least // 2 * per_block} bytes",
+            f"give --kv-cache at least {least * per_block} bytes",
         )
     return int(min(blocks, enough))
 

@@ -15,8 +15,8 @@ import numpy as np
 from ..errors import RequestError
 from .blocks import BLOCK, BlockPool
 from .executors.cpu import Batch
-from .plan import blocks_at_most
-from .sequence import NONE, Sequence, State
+from .plan import held_blocks, positions_within
+from .sequence import Sequence, State
 from .states import StatePool
 
 
@@ -45,7 +45,7 @@ class Step:
 class Scheduler:
     """Owns the queues and the sequences' state. `schedule()` gives the next step, `computed(step)` books it.
 
-    `reach`: how many positions any layer sees at most (0: all); blocks that fell out of it are given back.
+    Blocks that fell out of what the layers of their table see are given back.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class Scheduler:
         max_sequences: int,
         max_rows: int,
         context: int,
-        reach: int = 0,
         max_waiting: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,7 +64,7 @@ class Scheduler:
         self.states = states or StatePool(0, lambda source, target: None)
         pool.forgotten = self.states.drop
         self.max_tokens, self.max_sequences, self.max_rows, self.context = max_tokens, max_sequences, max_rows, context
-        self.max_waiting, self.reach = max_waiting, reach
+        self.max_waiting = max_waiting
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.expired: list[Sequence] = []
@@ -84,9 +83,10 @@ class Scheduler:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        if blocks_at_most(need, self.reach, self.max_tokens) > self.pool.count:
+        if held_blocks(need, self.pool.reaches, self.max_tokens) > self.pool.count:
+            most = positions_within(self.pool.count, self.pool.reaches, self.max_tokens, self.context)
             raise RequestError(
-                f"the prompt has {sequence.prompt.size} tokens; the cache holds {self.pool.count * BLOCK}",
+                f"the prompt has {sequence.prompt.size} tokens; the cache holds {most}",
                 param="prompt",
                 code="context_length_exceeded",
             )
@@ -162,11 +162,11 @@ class Scheduler:
             if sequence.collect or sequence.prompt_logprobs is not None:
                 sequence.captured = max(sequence.captured, sequence.computed)
             for i in range(before, sequence.computed // BLOCK):
-                self.pool.register(sequence.blocks[i], sequence.block_hash(i))
+                for table in range(len(self.pool.reaches)):
+                    self.pool.register(int(sequence.blocks[table, i]), sequence.block_hash(i), table)
             if self.states.stateful and sequence.computed % BLOCK == 0:
                 self._snapshot(sequence)
-            if self.reach:
-                sequence.forget(max(0, sequence.computed - self.reach + 1) // BLOCK, self.pool)
+            sequence.forget(self.pool)
 
     def _snapshot(self, sequence: Sequence) -> None:
         """Keep the states after a block: the one in which the prompt's last whole block ends, and the last one after it."""
@@ -208,14 +208,12 @@ class Scheduler:
             if not self._collects(sequence) or rows_left == 0:
                 return None
             count = rows = rows_left
-        while -(-(sequence.computed + count) // BLOCK) > len(sequence.blocks):
-            block = self.pool.allocate()
-            if block is not None:
-                sequence.blocks.append(block)
+        while -(-(sequence.computed + count) // BLOCK) > sequence.held:
+            if sequence.extend(self.pool):
                 continue
             victim = self._victim(sequence) if can_preempt else None
             if victim is None:
-                fits = len(sequence.blocks) * BLOCK - sequence.computed
+                fits = sequence.held * BLOCK - sequence.computed
                 if can_preempt or fits <= 0:
                     if can_preempt and len(self.running) > 1:
                         self.preempt(sequence)
@@ -251,15 +249,14 @@ class Scheduler:
         total = int(start[-1])
         ids, positions = np.empty(total, np.int32), np.empty(total, np.int32)
         width = max(-(-(s.start + s.count) // BLOCK) for s in slices)
-        tables = np.zeros((len(slices), width), np.int32)
+        tables = np.zeros((len(self.pool.reaches), len(slices), width), np.int32)
         rows: list[int] = []
         for i, part in enumerate(slices):
             a, b = int(start[i]), int(start[i + 1])
             ids[a:b] = part.sequence.tokens[part.start : part.start + part.count]
             positions[a:b] = np.arange(part.start, part.start + part.count)
-            held = part.sequence.blocks[:width]
-            tables[i, : len(held)] = held
-            tables[i, : part.sequence.forgotten] = 0  # nobody reads them
+            held = min(part.sequence.held, width)
+            tables[:, i, :held] = part.sequence.blocks[:, :held]
             rows.extend(range(b - part.rows, b))
         pos = np.array([s.start for s in slices], np.int32)
         slots = np.array([s.sequence.slot for s in slices], np.int32)
@@ -274,10 +271,11 @@ class Scheduler:
             assert None not in slots and len(set(slots)) == len(slots) == self.states.used, slots
         held: dict[int, int] = {}
         for sequence in (*self.running, *self.waiting):
-            assert all(b == NONE for b in sequence.blocks[: sequence.forgotten])
-            for block in sequence.blocks[sequence.forgotten :]:
-                held[block] = held.get(block, 0) + 1
-            assert sequence.computed <= len(sequence.blocks) * BLOCK
+            for table, first in enumerate(sequence.forgotten):
+                assert not sequence.blocks[table, :first].any()
+                for block in sequence.blocks[table, first : sequence.held].tolist():
+                    held[block] = held.get(block, 0) + 1
+            assert sequence.computed <= sequence.held * BLOCK
             assert sequence.computed <= sequence.known
-        assert all(not s.blocks and s.slot is None for s in self.waiting)
+        assert all(not s.held and s.slot is None for s in self.waiting)
         assert len(held) == self.pool.used, (len(held), self.pool.used)

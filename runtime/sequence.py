@@ -9,13 +9,11 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from .blocks import BLOCK, ROOT, BlockPool, chain_hash
+from .blocks import BLOCK, ROOT, BlockPool, chain_hash, first_seen
 from .sampling import SamplingParams
 from .states import StatePool
 
 _numbers = itertools.count()
-NONE = -1
-"""In place of a block that has been given back."""
 
 
 class State(Enum):
@@ -29,7 +27,8 @@ class Sequence:
     """Known tokens, how many of them are computed, and the blocks that hold them. Owned by the scheduler; changed by nobody else.
 
     `slot`: where its recurrent states lie while it runs; `snapshot`: the last one taken while it generated.
-    `forgotten`: how many of the first blocks have been given back.
+    `blocks` [tables, columns]: the block of each of the first `held` columns of 32 positions, in each of the pool's tables;
+    `forgotten`: how many of a table's first columns have been given back, or were never there.
     `collect`: keep the logits of every position (teacher forcing) instead of sampling. `prompt_logprobs`: score the prompt too.
     """
 
@@ -44,8 +43,9 @@ class Sequence:
     state: State = State.WAITING
     computed: int = 0
     captured: int = 0
-    blocks: list[int] = field(default_factory=list)
-    forgotten: int = 0
+    blocks: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((1, 0), np.int32))
+    forgotten: list[int] = field(default_factory=list)
+    held: int = 0
     slot: int | None = None
     snapshot: bytes | None = None
     index: int = 0
@@ -88,34 +88,78 @@ class Sequence:
         if self.slot is None:
             return False
         limit = self.captured if self.collect or self.prompt_logprobs is not None else self.known - 1
-        found: list[int] = []
-        for i in range(min(limit, self.known - 1) // BLOCK):
-            block = pool.find(self.block_hash(i))
-            if block is None:
-                break
-            found.append(block)
+        names = [self.block_hash(i) for i in range(min(limit, self.known - 1) // BLOCK)]
+        count = pool.find_prefix(names)
         if states.stateful:
-            while found and not states.holds(self.block_hash(len(found) - 1)):
-                found.pop()
-            if found:
-                states.restore(self.block_hash(len(found) - 1), self.slot)
-        for block in found:
-            pool.share(block)
-        self.blocks = found
-        self.computed = BLOCK * len(found)
+            while count and not states.holds(names[count - 1]):
+                count = pool.find_prefix(names[: count - 1])
+            if count:
+                states.restore(names[count - 1], self.slot)
+        pool.lookups, pool.hits = pool.lookups + len(names), pool.hits + count
+        self.forgotten = [first_seen(count * BLOCK, reach) for reach in pool.reaches]
+        self._reserve(len(pool.reaches), count)
+        for table, first in enumerate(self.forgotten):
+            for i in range(first, count):
+                block = pool.find(names[i], table)
+                assert block is not None
+                pool.share(block)
+                self.blocks[table, i] = block
+        self.held = count
+        self.computed = BLOCK * count
         return True
 
-    def forget(self, count: int, pool: BlockPool) -> None:
-        """Give back the first `count` blocks, which no layer will read again; they stay findable until they are taken."""
-        for i in range(self.forgotten, count):
-            pool.release([self.blocks[i]])
-            self.blocks[i] = NONE
-        self.forgotten = max(self.forgotten, count)
+    def _reserve(self, tables: int, columns: int) -> None:
+        """Room for that many columns in each table."""
+        if self.blocks.shape[0] != tables or self.blocks.shape[1] < columns:
+            grown = np.zeros((tables, max(8, 2 * columns)), np.int32)
+            if self.held:
+                grown[:, : self.held] = self.blocks[:, : self.held]
+            self.blocks = grown
+
+    def extend(self, pool: BlockPool) -> bool:
+        """Take one block more in each table; returns whether there were as many."""
+        tables = len(pool.reaches)
+        if pool.free < tables:
+            return False
+        self._reserve(tables, self.held + 1)
+        for table in range(tables):
+            self.blocks[table, self.held] = pool.allocate()
+        self.held += 1
+        return True
+
+    def share(self, parent: Sequence, pool: BlockPool) -> bool:
+        """Be what `parent` is, whose computed prompt this copies: over its full blocks, and one of one's own for what it has of
+        another. Returns whether there was a block for that."""
+        full = parent.computed // BLOCK
+        self._reserve(len(pool.reaches), full + 1)
+        partial = parent.computed % BLOCK != 0
+        self.held = full
+        if partial and not self.extend(pool):
+            self.held = 0
+            return False
+        self.blocks[:, :full] = parent.blocks[:, :full]
+        self.forgotten = list(parent.forgotten)
+        for table, first in enumerate(self.forgotten):
+            for block in self.blocks[table, first:full].tolist():
+                pool.share(block)
+        self.computed = parent.computed
+        return True
+
+    def forget(self, pool: BlockPool) -> None:
+        """Give back the blocks that no layer of their table will read again; they stay findable until they are taken."""
+        for table, reach in enumerate(pool.reaches):
+            first, keep = self.forgotten[table], first_seen(self.computed, reach)
+            if keep > first:
+                pool.release(self.blocks[table, first:keep].tolist()[::-1])
+                self.blocks[table, first:keep] = 0
+                self.forgotten[table] = keep
 
     def release(self, pool: BlockPool, states: StatePool) -> None:
-        pool.release(self.blocks[self.forgotten :])
-        self.forgotten = 0
+        for table, first in enumerate(self.forgotten):
+            pool.release(self.blocks[table, first : self.held].tolist())
+        self.forgotten, self.held = [], 0
+        self.blocks[:] = 0
         if self.slot is not None:
             states.release(self.slot)
-        self.blocks, self.slot = [], None
+        self.slot = None
         self.computed = 0

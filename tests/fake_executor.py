@@ -40,7 +40,9 @@ def prefix_of(tokens) -> bytes:
 class FakeExecutor:
     """Checks every batch against its own cache; `steps` are the sizes of the batches that it has run."""
 
-    def __init__(self, blocks: int, slots: int = 0) -> None:
+    def __init__(self, blocks: int, slots: int = 0, reaches: tuple[int, ...] = (0,)) -> None:
+        self.reaches = reaches
+        self.parent: dict[bytes, bytes] = {}
         self.states: list[bytes | None] = [None] * slots
         self.cache: list[list[bytes | None]] = [[None] * BLOCK for _ in range(blocks)]
         self.rows: list[bytes] = []
@@ -50,24 +52,32 @@ class FakeExecutor:
         assert batch.start[0] == 0 and batch.start[-1] == batch.ids.size == batch.positions.size
         hashes: list[bytes] = []
         for s in range(batch.pos.size):
-            table = batch.block_tables[s]
+            tables = batch.block_tables[:, s]
             for i in range(batch.start[s], batch.start[s + 1]):
                 position = int(batch.positions[i])
                 assert position == batch.pos[s] + i - batch.start[s]
                 before = b""
-                if position:
-                    found = self.cache[table[(position - 1) // BLOCK]][(position - 1) % BLOCK]
-                    assert found is not None, "a position is read that was never written"
-                    before = found
+                for table, reach in zip(tables, self.reaches, strict=True):
+                    seen = before = b"" if not position else self.at(table, position - 1)
+                    for p in range(position - 2, max(-1, position - reach), -1):  # all that a layer sees, which writes this position too
+                        seen = self.parent[seen]
+                        assert self.at(table, p) == seen, "a position of another prefix is read"
                 slot = int(batch.slots[s])
                 assert not self.states or not position or self.states[slot] == before, "a state of another prefix"
                 made = next_hash(before, int(batch.ids[i]))
                 if self.states:
                     self.states[slot] = made
-                self.cache[table[position // BLOCK]][position % BLOCK] = made
+                self.parent[made] = before
+                for table in tables:
+                    self.cache[table[position // BLOCK]][position % BLOCK] = made
                 hashes.append(made)
         self.rows = [hashes[i] for i in batch.row_tokens]
         self.steps.append(batch.ids.size)
+
+    def at(self, table, position: int) -> bytes:
+        found = self.cache[table[position // BLOCK]][position % BLOCK]
+        assert found is not None, "a position is read that was never written"
+        return found
 
     def logits(self, rows: int) -> np.ndarray:
         return np.array([logits_of(h) for h in self.rows[:rows]])

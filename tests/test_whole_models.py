@@ -191,16 +191,26 @@ def test_blocks_that_fell_out_of_the_window_are_free_again(checkpoint, artifact,
         narrow.engine.scheduler.check_integrity()
 
 
-def roomy_block(path) -> int:
+def roomy_block(path, reaches=(8,)) -> int:
     from llmc.runtime.artifact import open_artifact
 
     with open_artifact(path) as opened:
-        assert opened.manifest["memory_plan"]["reach"] == 8
+        assert opened.manifest["memory_plan"]["reaches"] == list(reaches)
         return opened.manifest["memory_plan"]["cache_bytes_per_block"]
 
 
-def test_a_layer_that_sees_everything_keeps_everything(checkpoint, artifact):
-    from llmc.runtime.artifact import open_artifact
-
-    with open_artifact(artifact(checkpoint("gemma2"))) as opened:
-        assert opened.manifest["memory_plan"]["reach"] == 0
+def test_layers_with_windows_free_their_blocks_beside_layers_that_see_everything(checkpoint, artifact, random):
+    """Two layers of seven see everything and keep it; the other five, in three tables, hold their windows alone."""
+    kinds = [*["sliding_attention"] * 3, "full_attention"] * 2
+    path, ids = artifact(checkpoint("gemma2", num_hidden_layers=7, layer_types=kinds[:6] + kinds[7:])), draw(random, 230)
+    block = roomy_block(path, (0, 8, 8, 8))
+    with load(path) as roomy, load(path, kv_cache=20 * block, max_batch=2, max_tokens=64) as narrow:
+        assert narrow.config.blocks == 20 and narrow.config.context == roomy.config.context == 256
+        assert roomy.logits(ids).tobytes() == narrow.logits(ids, chunk=33).tobytes()
+        alone = roomy.generate(ids[:20], max_tokens=200, ignore_eos=True)
+        both = narrow.generate_batch([ids[:20], ids[:50]], max_tokens=200, ignore_eos=True)
+        assert both[0].token_ids == alone.token_ids and len(both[1].token_ids) == 200
+        choices = narrow.generate_batch([ids[:50]] * 2, max_tokens=20, ignore_eos=True)
+        assert choices[0].token_ids == choices[1].token_ids == both[1].token_ids[:20]
+        assert narrow.engine.scheduler.pool.used == 0
+        narrow.engine.scheduler.check_integrity()

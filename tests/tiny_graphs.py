@@ -118,7 +118,7 @@ class Program:
                 np.arange(start, start + n, dtype=np.int32),
                 np.array([0, n], np.int32),
                 np.array([start], np.int32),
-                np.arange(8, dtype=np.int32)[None],
+                np.arange(8, dtype=np.int32)[None, None],
                 np.arange(n, dtype=np.int32),
                 np.zeros(1, np.int32),
             )

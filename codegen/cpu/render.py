@@ -17,12 +17,12 @@ from ...compiler.ir.graph import Graph
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
 from ...quant.levels import FOUR_BITS
 from ...runtime.artifact import layout_digest
-from ..lowering import INPUTS, Pointer, unique_names
+from ..lowering import INPUTS, Pointer, place_caches, unique_names
 from ..packing import FIELDS
 from . import generic
 from .lower import Call, Lowered, lower
 
-ABI = 4
+ABI = 5
 TEMPLATES = Path(__file__).parent / "templates"
 HEADERS = ("vec.h", "pool.h", "sampling.h", "peaks.h", "amx.h", "recurrence.h", "indexer.h")
 AMX_KINDS = (
@@ -70,8 +70,8 @@ class _Segment:
     width: int
 
 
-def render(graph: Graph, kv_kind: str) -> Rendered:
-    """The C sources of a graph's step. The same graph gives the same bytes."""
+def render(graph: Graph, kv_kind: str, *, alike: bool = False) -> Rendered:
+    """The C sources of a graph's step. The same graph gives the same bytes. alike: as `place_caches` has it."""
     lowered = lower(graph, kv_kind)
     slots, slot_of = lowered.slots()
     numbers, kernels = _number_kernels(lowered.calls)
@@ -104,7 +104,7 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
     }
     attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
     kv = sorted(kinds["kv"] - {"f32"})
-    limits = lowered.limits
+    limits, places = lowered.limits, place_caches(lowered.caches, alike=alike)
     step = environment.get_template("step.c.j2").render(
         **common,
         amx_kinds=AMX_KINDS,
@@ -118,6 +118,9 @@ def render(graph: Graph, kv_kind: str) -> Rendered:
         weight_count=len(lowered.weights),
         slots=slots,
         caches=lowered.caches,
+        places=places.places,
+        regions=len(places.regions),
+        tables=len(places.reaches),
         states=lowered.states,
         kernel_names=[k["name"] for k in kernels],
         abi=ABI,

@@ -18,6 +18,7 @@ from typing import Any
 from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
 from ...runtime.plan import PLAN_VERSION
 from ..kernel_cache import cached, keep
+from ..lowering import place_caches
 from ..weights import packed_bytes
 from . import generic
 from .elf import resources
@@ -94,6 +95,7 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: b
 
 def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: list[str]) -> dict[str, Any]:
     slots, slot_of = lowered.slots()
+    places = place_caches(lowered.caches, alike=True)
 
     def argument(item: list[Any]) -> list[Any]:
         if item[0] == "buffer":
@@ -113,7 +115,10 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
         "buffers": slots,
         "logits": slot_of[lowered.logits.id],
         "vocabulary": lowered.vocabulary,
-        "caches": [{"groups": c.groups, "dk": c.dk, "dv": c.dv, "kind": c.kind} for c in lowered.caches],
+        "caches": [
+            {"groups": c.groups, "dk": c.dk, "dv": c.dv, "kind": c.kind, "table": table, "region": region}
+            for c, (table, region) in zip(lowered.caches, places.places, strict=True)
+        ],
         "part_floats": lowered.part_floats,
         "launches": [
             {

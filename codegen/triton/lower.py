@@ -779,7 +779,7 @@ class GpuLowering(Lowering):
         caches = [f"cache_k:{cache}", f"cache_v:{cache}"]
         self._launch(
             node,
-            [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, *norms, "input:slots", turned, *caches],
+            [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, *norms, f"slots:{cache}", turned, *caches],
             write,
             [["T", 1, 1], ["1", heads + 2 * groups, together]],
         )
@@ -798,7 +798,7 @@ class GpuLowering(Lowering):
             grid: list[list[Any]] = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
             variants.append(Variant(most, kernel, grid, tile.bm // share))
         self._launch(
-            node, [turned, *caches, *extra, "tiles", "input:start", "input:pos", "input:block_tables", "scratch:part", out, "size:BLOCKS"], variants,
+            node, [turned, *caches, *extra, "tiles", "input:start", "input:pos", f"block_tables:{cache}", "scratch:part", out, "size:BLOCKS"], variants,
             rows=Sym("STEP", 1), scheme=self.kv_kind,
         )  # fmt: skip
         merge = self._kernel(

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from ...errors import ArtifactError, EnvironmentLacks, LlmcError, nearest
 from ..artifact import Artifact, layout_digest
 from ..cpu_info import LEVELS, available_levels
+from ..plan import reaches
 from ..sampling import Draw, SamplingRow
 
-ABI = 4
+ABI = 5
 Ints = npt.NDArray[np.int32]
 
 
@@ -28,7 +29,7 @@ class Batch:
     """A step's tokens, packed: all arrays int32.
 
     ids [T], positions [T]; start [S+1]: where each sequence's tokens begin; pos [S]: the position of its first one;
-    block_tables [S, max_blocks]; row_tokens [R]: the tokens whose logits are wanted; slots [S]: where the states of
+    block_tables [tables, S, max_blocks], see BlockPool; row_tokens [R]: the tokens whose logits are wanted; slots [S]: where the states of
     recurrent layers lie (empty for a model without any).
     """
 
@@ -112,6 +113,11 @@ class CpuExecutor:
         names = _weight_names(artifact, self.level)
         pointers = (ctypes.c_void_p * len(names))(*[base + tensors[n][0] for n in names])
         self._max_rows = max_rows
+        if self._library.llmc_block_tables() != len(reaches(artifact.manifest)):
+            raise ArtifactError(
+                f"{artifact.path.name}: its kernels take {self._library.llmc_block_tables()} block tables, its memory plan lists {len(reaches(artifact.manifest))}",
+                "fetch or compile it again",
+            )
         if slots < 1 and self._library.llmc_state_bytes_per_slot():
             raise ArtifactError(
                 f"{artifact.path.name}: its kernels keep states that its memory plan does not list", "fetch or compile it again"
@@ -130,7 +136,7 @@ class CpuExecutor:
             for a in (batch.ids, batch.positions, batch.start, batch.pos, batch.block_tables, batch.row_tokens, batch.slots)
         ]
         raw = _Batch(
-            batch.ids.size, batch.pos.size, batch.row_tokens.size, batch.block_tables.shape[1], *[a.ctypes.data for a in arrays]
+            batch.ids.size, batch.pos.size, batch.row_tokens.size, batch.block_tables.shape[2], *[a.ctypes.data for a in arrays]
         )
         if self._library.llmc_step(self._step, ctypes.byref(raw)):
             raise LlmcError(
@@ -304,7 +310,7 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         ("llmc_peak_read", ctypes.c_int64, [pointer, ctypes.c_int64]), ("llmc_peak_float", ctypes.c_float, [ctypes.c_int64, ctypes.c_float]), ("llmc_peak_float_operations", integer, []),
         ("llmc_peak_int8", ctypes.c_int32, [ctypes.c_int64, ctypes.c_int32]), ("llmc_peak_int8_operations", integer, []),
         ("llmc_kernel_seconds", ctypes.c_double, [pointer, integer]), ("llmc_kernel_calls", ctypes.c_int64, [pointer, integer]), ("llmc_cache_bytes_per_block", ctypes.c_int64, []),
-        ("llmc_state_bytes_per_slot", ctypes.c_int64, []),
+        ("llmc_state_bytes_per_slot", ctypes.c_int64, []), ("llmc_block_tables", integer, []),
     ):  # fmt: skip
         found = getattr(library, function)
         found.restype, found.argtypes = result, arguments

@@ -14,7 +14,7 @@ from ...errors import ArtifactError, EnvironmentLacks, LlmcError
 from .. import host_sampling
 from ..artifact import Artifact
 from ..drivers.driver import Driver, as_bytes
-from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS
+from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, reaches
 from ..sampling import Draw, SamplingRow
 from .cpu import Batch
 
@@ -69,10 +69,17 @@ class LaunchExecutor:
         ]
         self._tables = {name: self._constant(np.array(values, np.float32)) for name, values in self._plan["tables"].items()}
         self._place_weights()
-        self._caches = []
+        self._regions: dict[int, tuple[int, int, int, int]] = {}  # of keys and of values: the address, bytes of a block
         for cache in self._plan["caches"]:
-            sizes = [blocks * BLOCK * cache["groups"] * cache[d] * ELEMENT[cache["kind"]] for d in ("dk", "dv")]
-            self._caches.append((driver.allocate(sizes[0]), driver.allocate(sizes[1]), sizes[0] // blocks, sizes[1] // blocks))
+            if cache["region"] not in self._regions:
+                k, v = (BLOCK * cache["groups"] * cache[d] * ELEMENT[cache["kind"]] for d in ("dk", "dv"))
+                self._regions[cache["region"]] = driver.allocate(blocks * k), driver.allocate(blocks * v), k, v
+        self._block_tables = 1 + max((cache["table"] for cache in self._plan["caches"]), default=0)
+        if self._block_tables != len(reaches(artifact.manifest)):
+            raise ArtifactError(
+                f"{artifact.path.name}: its plan for {target} takes {self._block_tables} block tables, its memory plan lists {len(reaches(artifact.manifest))}",
+                "fetch or compile it again",
+            )
         self._part = driver.allocate(PART_BYTES)
         walked = [x["variants"] for x in self._plan["launches"] if any(v[3] for v in x["variants"])]
         self._tiles = {
@@ -81,7 +88,8 @@ class LaunchExecutor:
         }
         tile_ints = 2 * max(map(len, self._tiles.values())) * (max_tokens + max_sequences)
         width = 2 * max(8, self._max_blocks)  # rounded up to a power of two
-        ints = 4 * max_tokens + tile_ints + 2 * max_rows + 4 * max_sequences + max_sequences * width + 64 * 64
+        ints = 3 * max_tokens + tile_ints + 2 * max_rows + 4 * max_sequences + 64 * 64
+        ints += self._block_tables * (max_tokens + max_sequences * width + 64)
         self._inputs = driver.allocate(4 * ints)
         self._tokens = driver.allocate(4 * max(max_rows, 1))
         self._sample_rows = driver.allocate(4 * max(max_rows, 1))
@@ -230,14 +238,14 @@ class LaunchExecutor:
         counts = np.diff(batch.start)
         ends = batch.pos + counts
         longest = int(ends.max())
-        width = min(batch.block_tables.shape[1], self._max_blocks)
+        width = min(batch.block_tables.shape[2], self._max_blocks)
         padded = 8
         while padded < width:
             padded *= 2
-        tables = np.zeros((batch.pos.size, padded), np.int32)
-        tables[:, :width] = batch.block_tables[:, :width]
+        tables = np.zeros((self._block_tables, batch.pos.size, padded), np.int32)
+        tables[:, :, :width] = batch.block_tables[:, :, :width]
         owner = np.repeat(np.arange(batch.pos.size, dtype=np.int32), counts)
-        slots = tables[owner, batch.positions // BLOCK] * BLOCK + batch.positions % BLOCK
+        slots = tables[:, owner, batch.positions // BLOCK] * BLOCK + batch.positions % BLOCK
         splits = 1
         while splits * SPLIT < longest:
             splits *= 2
@@ -246,8 +254,10 @@ class LaunchExecutor:
         alone = splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or not short
         shape = (FEW_SPLITS if batch.pos.size <= FEW else SPLITS) if not alone else SHORT if short else OTHER
         arrays: dict[str, Ints] = {
-            "ids": batch.ids, "positions": batch.positions, "rows": batch.row_tokens, "start": batch.start, "pos": batch.pos, "slots": slots, "block_tables": tables,
+            "ids": batch.ids, "positions": batch.positions, "rows": batch.row_tokens, "start": batch.start, "pos": batch.pos,
         }  # fmt: skip
+        for table in range(self._block_tables):
+            arrays[f"slots{table}"], arrays[f"block_tables{table}"] = slots[table], tables[table]
         for size in self._tiles[shape]:
             per = -(-counts // size)
             which = np.repeat(np.arange(counts.size), per)
@@ -304,7 +314,9 @@ class LaunchExecutor:
                 else addresses[name if isinstance(name, str) else ("ids", "positions", "rows")[name]]
             )
         if kind in ("cache_k", "cache_v"):
-            return self._caches[argument[1]][kind == "cache_v"]
+            return self._regions[self._plan["caches"][argument[1]]["region"]][kind == "cache_v"]
+        if kind in ("slots", "block_tables"):
+            return addresses[f"{kind}{self._plan['caches'][argument[1]]['table']}"]
         if kind == "tiles":
             return addresses["tiles"]
         if kind == "scratch":
@@ -348,7 +360,7 @@ class LaunchExecutor:
         return np.array([row[t] - host_sampling.log_sum(row) for row, t in zip(logits, targets, strict=True)], np.float32)
 
     def copy_block(self, source: int, target: int) -> None:
-        for k, v, k_bytes, v_bytes in self._caches:
+        for k, v, k_bytes, v_bytes in self._regions.values():
             self._driver.copy(k + source * k_bytes, k + target * k_bytes, k_bytes)
             self._driver.copy(v + source * v_bytes, v + target * v_bytes, v_bytes)
 

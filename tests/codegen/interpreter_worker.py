@@ -45,7 +45,7 @@ def main(path: str, target: str, out: str, seed: int) -> None:
                     positions,
                     start,
                     np.array([p[1] for p in parts], np.int32),
-                    tables,
+                    tables[None],
                     np.arange(total, dtype=np.int32),
                 )
             )

@@ -45,7 +45,7 @@ def in_pieces(program, ids, sizes):
                 np.concatenate([np.arange(at, at + n), np.arange(m)]).astype(np.int32),
                 np.array([0, n, n + m], np.int32),
                 np.array([at, 0], np.int32),
-                np.stack([np.arange(8), np.arange(8, 16)]).astype(np.int32),
+                np.stack([np.arange(8), np.arange(8, 16)]).astype(np.int32)[None],
                 np.arange(n, dtype=np.int32),
                 np.array([1, 0], np.int32),
             )

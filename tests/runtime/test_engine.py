@@ -13,6 +13,7 @@ from llmc.runtime.blocks import BLOCK, BlockPool
 from llmc.runtime.engine import Engine, FinishEvent, PromptEvent, Request, TokenEvent
 from llmc.runtime.sampling import SamplingParams
 from llmc.runtime.scheduler import Scheduler
+from llmc.runtime.sequence import Sequence
 from llmc.runtime.states import StatePool
 
 
@@ -23,10 +24,12 @@ class Clock:
         return self.now
 
 
-def engine_with(blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_waiting=1024, context=None, slots=0):
-    clock, executor = Clock(), FakeExecutor(blocks, slots)
+def engine_with(
+    blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_waiting=1024, context=None, slots=0, reaches=(0,)
+):
+    clock, executor = Clock(), FakeExecutor(blocks, slots, reaches)
     scheduler = Scheduler(
-        BlockPool(blocks),
+        BlockPool(blocks, reaches),
         StatePool(slots, executor.copy_state),
         max_tokens=max_tokens,
         max_sequences=max_sequences,
@@ -338,13 +341,13 @@ def test_forcing_collects_every_position_under_preemption(random):
 class Any(RuleBasedStateMachine):
     """Requests come, are cancelled and expire in any order; after every step the pool is whole, and at the end all is told."""
 
-    slots = 0
+    slots, reaches, blocks, context = 0, (0,), 5, None
 
     def __init__(self):
         super().__init__()
         self.engine, self.clock = engine_with(
-            blocks=5, max_tokens=20, max_sequences=3, max_rows=6, max_waiting=6, slots=self.slots
-        )
+            blocks=self.blocks, max_tokens=20, max_sequences=3, max_rows=6, max_waiting=6, slots=self.slots, reaches=self.reaches, context=self.context
+        )  # fmt: skip
         self.requests = []
         self.given_up = set()
 
@@ -434,8 +437,52 @@ class AnyWithFewStates(Any):
     slots = 2
 
 
-AnyWithStates.TestCase.settings = AnyWithFewStates.TestCase.settings = Any.TestCase.settings
+class AnyWithWindows(Any):
+    """The same where some layers see everything and others have windows: each table of blocks is freed on its own."""
+
+    reaches, blocks, context = (0, 40, 9), 13, 160
+
+
+class AnyWithWindowsAndStates(AnyWithWindows):
+    slots = 5
+
+
+for _machine in (AnyWithStates, AnyWithFewStates, AnyWithWindows, AnyWithWindowsAndStates):
+    _machine.TestCase.settings = Any.TestCase.settings
 TestAnyWithStates, TestAnyWithFewStates = AnyWithStates.TestCase, AnyWithFewStates.TestCase
+TestAnyWithWindows, TestAnyWithWindowsAndStates = AnyWithWindows.TestCase, AnyWithWindowsAndStates.TestCase
+
+
+def test_tables_with_windows_hold_what_their_layers_see_and_no_more():
+    engine, _ = engine_with(blocks=28, max_tokens=32, reaches=(0, 40, 40), context=640)
+    r = request(range(10), max_tokens=600, ignore_eos=True)
+    engine.submit(r)
+    most = 0
+    while not engine.idle:
+        engine.step()
+        engine.scheduler.check_integrity()
+        most = max(most, engine.scheduler.pool.used)
+    assert tokens(r) == expected(r)
+    assert 20 + 2 * 2 <= most <= 20 + 2 * 3
+
+
+def test_a_prefix_is_known_where_every_table_still_has_what_its_layers_see():
+    """After a window has moved on, the blocks before it may be taken; the prefix that ends inside it still counts."""
+    engine, _ = engine_with(blocks=40, max_tokens=512, reaches=(0, 40), context=640)
+    prompt = [i % VOCABULARY for i in range(320)]
+    for _ in range(2):
+        r = request(prompt, max_tokens=1)
+        engine.submit(r)
+        finish(engine)
+        assert tokens(r) == expected(r)
+    assert engine.executor.steps == [320, 32]
+    pool = engine.scheduler.pool
+    names = [Sequence(np.array(prompt, np.int32), SamplingParams()).block_hash(i) for i in range(10)]
+    assert pool.find_prefix(names[:9]) == 9
+    for table, i, left in [(1, 8, 8), (1, 5, 8), (1, 7, 5), (0, 3, 3)]:  # what a prefix of 9 blocks loses with this block
+        block = pool.find(names[i], table)
+        pool._forget(block)
+        assert pool.find_prefix(names[:9]) == left, (table, i)
 
 
 def test_states_are_restored_from_the_last_block_of_a_shared_prompt():

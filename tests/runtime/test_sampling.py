@@ -97,7 +97,7 @@ def logits(model, random):
             np.arange(9, dtype=np.int32),
             np.array([0, 9], np.int32),
             np.zeros(1, np.int32),
-            np.zeros((1, 1), np.int32),
+            np.zeros((1, 1, 1), np.int32),
             np.array([8], np.int32),
         )
     )
@@ -184,7 +184,7 @@ def test_scores_of_given_tokens(model, random):
     ids = random.integers(3, 256, 20).astype(np.int32)
     everything = np.arange(20, dtype=np.int32)
     model.executor.run(
-        Batch(ids, everything, np.array([0, 20], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32), everything)
+        Batch(ids, everything, np.array([0, 20], np.int32), np.zeros(1, np.int32), np.zeros((1, 1, 1), np.int32), everything)
     )
     rows, targets = model.executor.logits(20).astype(np.float64), random.integers(0, 256, 20).astype(np.int32)
     exact = rows - rows.max(-1, keepdims=True)

@@ -8,7 +8,7 @@
  * lower position). So the list is the same however a sequence is cut into steps. */
 
 typedef struct {
-    char *cache;                       /* [blocks][block bytes] */
+    const kv_cache *cache;
     const float *q, *key, *weight;     /* f32; token t, head j at t·ld + j·ldh */
     ptrdiff_t ldq, ldqh, ldk, ldw;
     int64_t *out;                      /* [T][k]: positions that ascend, then -1 */
@@ -51,11 +51,10 @@ static void index_query(const indexer *f, int t, int ldq, float *q) {
 }
 /* The best k of the positions from..p of blocks from/32..last, in their order: `key` and `at` have room for 2k + 32; gives their number. */
 static int index_blocks(const indexer *f, const int32_t *table, int t, int p, int first, int last, const float *q, int ldq, float *score, uint32_t *key, int32_t *at) {
-    const size_t block_bytes = kv_f32_head_bytes(f->width, 0);
     int found = 0;
     uint32_t least = 0;                /* what a further position must exceed: it comes after all that are kept */
     for (int b = first; b < last; b++) {
-        char *block = f->cache + (size_t)table[b] * block_bytes;
+        char *block = kv_block(f->cache, table[b]);
         for (int j = 0; j < f->heads; j += 4) {
             const int mr = f->heads - j < 4 ? f->heads - j : 4;
             const float *x[4]; float *o[4];
@@ -99,7 +98,7 @@ static void index_keys(step *s, int tid, const indexer *f) {
     const size_t record = 1 + 2 * (size_t)f->k;   /* a thread's part of a list: how many, their keys, their positions */
     int apart = 0;
     for (int sq = 0; sq < s->b.sequences; sq++) {
-        const int32_t *table = s->b.block_tables + (ptrdiff_t)sq * s->b.max_blocks;
+        const int32_t *table = f->cache->tables + (ptrdiff_t)sq * s->b.max_blocks;
         const int t0 = s->b.start[sq], count = s->b.start[sq + 1] - t0;
         if (index_apart(s, f, sq)) {
             const int p = s->b.pos[sq], blocks = p / KV_BLOCK + 1;
