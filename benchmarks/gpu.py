@@ -76,15 +76,18 @@ class Session:
         from llmc.runtime.artifact import open_artifact
         from llmc.runtime.executors.choose import driver_module
         from llmc.runtime.executors.launch import LaunchExecutor
+        from llmc.runtime.plan import reaches
 
         self.artifact = open_artifact(path)
+        self.tables, self.blocks = len(reaches(self.artifact.manifest)), sizes["blocks"]
+        sizes["blocks"] *= self.tables
         target = next(t["name"] for t in self.artifact.manifest["targets"] if not t["name"].startswith("cpu"))
         self.executor = LaunchExecutor(
             self.artifact, target, driver or driver_module(target.partition(":")[0]).open_driver(), **sizes
         )
 
     def step(self, parts: list[tuple[np.ndarray, int, list[int]]], every: bool = False) -> None:
-        """parts: tokens, the position of the first, blocks. Logits of all tokens, or of each part's last."""
+        """parts: tokens, the position of the first, blocks, which each table has of its own. Logits of all tokens, or of each part's last."""
         self.executor.run(self.batch(parts, every))
 
     def batch(self, parts: list[tuple[np.ndarray, int, list[int]]], every: bool = False) -> Any:
@@ -93,12 +96,13 @@ class Session:
         counts = [len(p[0]) for p in parts]
         width = max(len(p[2]) for p in parts)
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        tables = np.array([p[2] + [0] * (width - len(p[2])) for p in parts], np.int32)
         return Batch(
             np.concatenate([p[0] for p in parts]).astype(np.int32),
             np.concatenate([np.arange(p[1], p[1] + len(p[0])) for p in parts]).astype(np.int32),
             start,
             np.array([p[1] for p in parts], np.int32),
-            np.array([[p[2] + [0] * (width - len(p[2])) for p in parts]], np.int32),
+            np.stack([tables + self.blocks * i for i in range(self.tables)]),
             np.arange(start[-1], dtype=np.int32) if every else (start[1:] - 1).astype(np.int32),
         )
 

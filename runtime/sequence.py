@@ -123,7 +123,9 @@ class Sequence:
             return False
         self._reserve(tables, self.held + 1)
         for table in range(tables):
-            self.blocks[table, self.held] = pool.allocate()
+            block = pool.allocate()
+            assert block is not None
+            self.blocks[table, self.held] = block
         self.held += 1
         return True
 

@@ -59,7 +59,9 @@ class FakeExecutor:
                 before = b""
                 for table, reach in zip(tables, self.reaches, strict=True):
                     seen = before = b"" if not position else self.at(table, position - 1)
-                    for p in range(position - 2, max(-1, position - reach), -1):  # all that a layer sees, which writes this position too
+                    for p in range(
+                        position - 2, max(-1, position - reach), -1
+                    ):  # all that a layer sees, which writes this position too
                         seen = self.parent[seen]
                         assert self.at(table, p) == seen, "a position of another prefix is read"
                 slot = int(batch.slots[s])

@@ -83,6 +83,8 @@ HOSTILE = {
     "larger weights": lambda m: {**m, "weights": [[n, s * 2] for n, s in m["weights"]]},
     "a negative memory plan": lambda m: {**m, "memory_plan": dict.fromkeys(m["memory_plan"], -1)},
     "no memory plan": lambda m: {**m, "memory_plan": {}},
+    "more tables of blocks": lambda m: {**m, "memory_plan": {**m["memory_plan"], "reaches": [0, 9]}},
+    "no table of blocks": lambda m: {**m, "memory_plan": {**m["memory_plan"], "reaches": []}},
     "a canary that is none": lambda m: {**m, "canary": [1]},
     "a canary without sequences": lambda m: {**m, "canary": {"sequences": 5}},
     "a canary outside the vocabulary": lambda m: {**m, "canary": {**m["canary"], "sequences": [[1 << 30], [1]]}},

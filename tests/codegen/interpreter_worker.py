@@ -15,6 +15,7 @@ import numpy as np
 from llmc.runtime.artifact import open_artifact
 from llmc.runtime.executors.cpu import Batch
 from llmc.runtime.executors.launch import LaunchExecutor
+from llmc.runtime.plan import reaches
 from llmc.runtime.sampling import SamplingRow
 
 TOKENS = 35
@@ -25,14 +26,22 @@ def main(path: str, target: str, out: str, seed: int) -> None:
         sources = {
             m.rpartition("/")[2]: artifact.read(m).decode() for m in artifact.members if m.startswith("kernels/triton/source/")
         }
+        count = len(reaches(artifact.manifest))
         executor = LaunchExecutor(
-            artifact, target, InterpreterDriver(sources), max_tokens=64, max_sequences=4, max_rows=64, context=256, blocks=16
+            artifact,
+            target,
+            InterpreterDriver(sources),
+            max_tokens=64,
+            max_sequences=4,
+            max_rows=64,
+            context=256,
+            blocks=16 * count,
         )
         random = np.random.default_rng(seed)
         ids, other = (random.integers(3, executor.vocabulary, n).astype(np.int32) for n in (TOKENS, 9))
 
         def step(parts: list[tuple[np.ndarray, int, list[int]]]) -> np.ndarray:
-            """parts: tokens, the first one's position, blocks. Logits of every token."""
+            """parts: tokens, the first one's position, blocks, which each table has of its own. Logits of every token."""
             counts = [len(p[0]) for p in parts]
             width = max(len(p[2]) for p in parts)
             tables = np.array([p[2] + [0] * (width - len(p[2])) for p in parts], np.int32)
@@ -45,7 +54,7 @@ def main(path: str, target: str, out: str, seed: int) -> None:
                     positions,
                     start,
                     np.array([p[1] for p in parts], np.int32),
-                    tables[None],
+                    np.stack([tables + 16 * i for i in range(count)]),
                     np.arange(total, dtype=np.int32),
                 )
             )
@@ -56,7 +65,8 @@ def main(path: str, target: str, out: str, seed: int) -> None:
         first = step([(ids[:7], 0, [5])])
         second = step([(ids[7:8], 7, [5])])
         third = step([(other, 0, [6]), (ids[8:33], 8, [5, 2])])
-        executor.copy_block(2, 9)
+        for i in range(count):
+            executor.copy_block(16 * i + 2, 16 * i + 9)
         last = [step([(ids[i : i + 1], i, [5, 9]), (other[:1], 0, [11])])[:1] for i in range(33, TOKENS)]
         pieces = np.concatenate([first, second, third[9:], *last])
         np.savez(out, ids=ids, prefill=prefill, pieces=pieces, greedy=np.array(greedy))

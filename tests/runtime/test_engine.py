@@ -24,9 +24,7 @@ class Clock:
         return self.now
 
 
-def engine_with(
-    blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_waiting=1024, context=None, slots=0, reaches=(0,)
-):
+def engine_with(blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_waiting=1024, context=None, slots=0, reaches=(0,)):
     clock, executor = Clock(), FakeExecutor(blocks, slots, reaches)
     scheduler = Scheduler(
         BlockPool(blocks, reaches),
