@@ -277,8 +277,8 @@ def _compile_auto(
 
 def _toolchains(targets: Targets, cc: str) -> dict[str, str]:
     """What compiles the kernels, by the name that the manifest has for it."""
-    from .codegen.cpu.build import toolchain
     from .codegen.triton.build import toolchain as triton_toolchain
+    from .toolchain.c import toolchain
 
     found = {"compiler": toolchain(cc)} if targets.levels else {}
     return found | ({"triton": triton_toolchain()} if targets.gpus else {})

@@ -50,8 +50,8 @@ def check_rebuild(artifact: Artifact) -> list[Check]:
 
 def _check_tools(made_by: dict[str, str], cpu: bool, gpu: bool) -> None:
     """Raise EnvironmentLacks when a compiler here is not the one that the artifact names."""
-    from .codegen.cpu.build import toolchain
     from .codegen.triton.build import toolchain as triton_toolchain
+    from .toolchain.c import toolchain
 
     compiler = made_by.get("compiler", "")
     if cpu and not compiler.startswith("ziglang"):

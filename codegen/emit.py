@@ -36,7 +36,7 @@ class Targets:
 def expand_targets(targets: Iterable[str]) -> Targets:
     """`cpu`, `cpu:native`, `cpu:aarch64`, `cuda:sm_90`, `rocm:gfx942` → what they name. Raises UsageError for an unknown one."""
     from ..runtime.cpu_info import available_levels
-    from .cpu.build import LEVELS as known
+    from ..toolchain.c import LEVELS as known
     from .triton.target import TARGETS
 
     levels: list[str] = []
@@ -108,7 +108,7 @@ class Emitted:
         files: dict[str, bytes] = {}
         entries: list[dict[str, Any]] = []
         if self.rendered is not None:
-            from .cpu.build import build
+            from ..toolchain.c import build
 
             files.update({f"kernels/cpu/source/{name}": text.encode() for name, text in self.rendered.sources.items()})
             for level in each(targets.levels, "levels"):

@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..compiler.ir.graph import Graph, Node, Value
+from ..compiler.ir.ops.attention import Attention
 from ..compiler.ir.ops.experts import Experts
 from ..compiler.ir.ops.linear import Linear
 from ..compiler.ir.ops.pointwise import Pointwise
 from ..compiler.ir.reference import TORCH_DTYPE, Context, ParamSource, evaluate
+from . import native
 from .algorithms.rtn import Codes, stored_scale
 from .folding import Folds, Place, Region, regions
 from .journal import Journal, State
@@ -30,9 +33,11 @@ from .scheme import Scheme
 CHUNK = 8192  # tokens whose products are summed at a time
 BLOCK = 384  # inputs whose products with the others are one matrix product
 FEW_TOKENS = 64
+MANY_ROWS = 256  # of a product that is worth packing
 COMPENSATION_DAMPING = 0.05
 FEW_LIVE = 6  # values that are alive between two layers, at most
 SAVE_EVERY = 20.0  # seconds
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 class Rounding(Protocol):
@@ -116,7 +121,7 @@ class _Run:
         self._types = {p.name[1:]: TORCH_DTYPE[p.type.dtype] for p in graph.params}
         self._regions = regions(graph, plan) if scaling is not None else {}
         self._schemes = {v.name: plan[n.outputs[0].name] for n in graph.nodes if n.outputs[0].name in plan for v in n.inputs}
-        count, length = tokens.shape
+        count, length = self._windows = tokens.shape
         positions = torch.arange(length).repeat(count)
         self._context = Context(
             {"T": count * length, "R": 1}, positions, torch.arange(count).repeat_interleave(length), wide=torch.float32
@@ -129,6 +134,7 @@ class _Run:
         self._adds = _residual_adds(graph)
         self._moments: dict[str, torch.Tensor] = {}
         self._drift: dict[str, torch.Tensor] = {}
+        self._products = Products(exact=any(s.activations in ("f32", "f16") for s in plan.values()))
         self.found = Calibrated(self._params)
 
     def run(self, progress: Callable[[Iterable[Node], int], Iterable[Node]]) -> Calibrated:
@@ -140,11 +146,10 @@ class _Run:
         for node in nodes:
             for value in node.inputs:
                 left[value.name] = left.get(value.name, 0) + 1
-        _keep_freed_memory()
         numbers = {n.inputs[at].name: i for i, n in enumerate(nodes) for at in range(len(n.inputs))}
         start = self._resume(nodes, left)
         last_save = time.monotonic()
-        with torch.no_grad():
+        with torch.no_grad(), _freed_memory_kept():
             for place, node in enumerate(progress(nodes, len(nodes))):
                 if place < start:
                     continue
@@ -152,8 +157,8 @@ class _Run:
                     self._save(place, numbers)
                     last_save = time.monotonic()
                 outputs = self._node(node)
-                with _bfloat16_products():
-                    clean = node.op.reference(self._context, *[self._value(v, self._clean) for v in node.inputs])
+                with self._products.everywhere():
+                    clean = self._computed(node, [self._value(v, self._clean) for v in node.inputs])
                 self._release(node, left)
                 for value, tensor, original in zip(node.outputs, outputs, clean, strict=True):
                     if left.get(value.name):
@@ -217,7 +222,7 @@ class _Run:
             return  # rows that share a scale cannot absorb a factor each
         x = self._env[name]
         pairs = [(_sampled(self._value(w)), self._schemes[w.name]) for w, _ in region.weights if w.name in self._schemes]
-        moments = second_moments(x)
+        moments = self._products.second_moments(x)
         factors = self._scaling.factors(x, moments, [w for w, _ in pairs], [s for _, s in pairs], region.rows)
         by_row = torch.ones(int(region.rows.max()) + 1)
         by_row[region.rows] = factors
@@ -249,7 +254,7 @@ class _Run:
     def _node(self, node: Node) -> tuple[torch.Tensor, ...]:
         scheme = self._plan.get(node.outputs[0].name)
         if scheme is None:
-            return node.op.reference(self._context, *[self._value(v) for v in node.inputs])
+            return self._computed(node, [self._value(v) for v in node.inputs])
         if isinstance(node.op, Experts):
             return self._experts(node, node.op, scheme)
         assert isinstance(node.op, Linear)
@@ -257,7 +262,7 @@ class _Run:
         rounded = round_activations(x, scheme.activations)
         if weight.name not in self.found.codes:
             if node.inputs[0].name not in self._moments:
-                self._moments[node.inputs[0].name] = second_moments(rounded)
+                self._moments[node.inputs[0].name] = self._products.second_moments(rounded)
             moments = self._moments[node.inputs[0].name]
             target = self._value(weight).float()
             if self._rounding.compensates:
@@ -266,8 +271,17 @@ class _Run:
             self._keep(weight, scheme, [codes])
         dense = self.found.codes[weight.name][0].dequantize(scheme)
         rest = [self._value(v) for v in node.inputs[2:]]
-        with _bfloat16_products():
+        with self._products.everywhere():
             return node.op.reference(self._context, rounded, dense, *rest)
+
+    def _computed(self, node: Node, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What a node computes: by its reference, but causal attention, which that writes out, all windows at once."""
+        op, (count, length) = node.op, self._windows
+        if not isinstance(op, Attention) or replace(op, cache=0, scale=1.0, k_scale=0.0, v_scale=0.0) != Attention(0, 1.0):
+            return node.op.reference(self._context, *inputs)
+        q, k, v = (t.reshape(count, length, *t.shape[2:]).transpose(1, 2) for t in inputs)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op.scale, enable_gqa=True)
+        return (out.transpose(1, 2).reshape(1, count * length, *out.shape[1::2]),)
 
     def _compensated(self, node: Node, weight: torch.Tensor, x: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
         """The weight whose products with the inputs as they are now come nearest to the original's products with its own,
@@ -277,14 +291,14 @@ class _Run:
         missed = None if other is None or other.name not in self._env else self._value(other, self._clean) - self._value(other)
         if source in self._drift or weight.shape[0] >= weight.shape[1]:  # [K, K], which other products of this input use too
             if source not in self._drift:
-                self._drift[source] = cross_moments(clean - x, x)
+                self._drift[source] = self._products.cross_moments(clean - x, x)
             wanted = weight @ self._drift[source]
             if missed is not None:
-                wanted += cross_moments(missed, x)
+                wanted += self._products.cross_moments(missed, x)
         else:
-            with _bfloat16_products():
-                off = (clean - x) @ weight.T
-            wanted = cross_moments(off if missed is None else off.add_(missed), x)
+            with self._products.everywhere():
+                off = torch.nn.functional.linear(clean - x, weight)
+            wanted = self._products.cross_moments(off if missed is None else off.add_(missed), x)
         h = moments.double()
         h.diagonal().add_(COMPENSATION_DAMPING * h.diagonal().mean())
         return weight + torch.cholesky_solve(wanted.T.double(), torch.linalg.cholesky(h)).T.float()
@@ -302,10 +316,10 @@ class _Run:
             if token.numel() < FEW_TOKENS:
                 few.append(e)
             seen = x[token] if token.numel() else x
-            first.append(self._rounding.quantize(w_in[e], second_moments(seen), scheme))
+            first.append(self._rounding.quantize(w_in[e], self._products.second_moments(seen), scheme))
             inner = seen @ first[-1].dequantize(scheme).T + (inputs[4][e] if op.bias else 0)
             inner = round_activations(op.activate(inner), scheme.activations)
-            second.append(self._rounding.quantize(w_out[e], second_moments(inner), scheme))
+            second.append(self._rounding.quantize(w_out[e], self._products.second_moments(inner), scheme))
         if few:
             self.found.warnings.append(
                 f"{node.scope}: {len(few)} of {w_in.shape[0]} experts saw fewer than {FEW_TOKENS} tokens of the calibration text"
@@ -321,25 +335,62 @@ class _Run:
         self.found.codes[weight.name], self.found.schemes[weight.name] = codes, scheme
 
 
-@contextlib.contextmanager
-def _bfloat16_products() -> Iterator[None]:
-    """Products of bfloat16 parts with float32 sums, where the machine has them: activations are bfloat16 numbers already."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+class Products:
+    """Products of activations, in bfloat16 with float32 sums where the machine does that faster and activations are that coarse
+    (`exact`: they are not)."""
+
+    def __init__(self, *, exact: bool) -> None:
+        self._exact = exact
+        self._native = not exact and native.multiplies()
+
+    @contextlib.contextmanager
+    def everywhere(self) -> Iterator[None]:
+        """All products of an op's reference."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest" if self._exact else "medium")  # medium: what tiles compute
+        try:
+            with _NativeLinear() if self._native else contextlib.nullcontext():
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def cross_moments(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """a [..., M], b [..., K] → Σ aᵀ·b [M, K] float32."""
+        left, right = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+        if self._native:
+            return native.product(left, right, over="rows")
+        out = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
+        with self.everywhere():
+            for one, other in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
+                out += (one.T @ other).double()
+        return out.float()
+
+    def second_moments(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] → Σ xᵀ·x [K, K] float32."""
+        rows = x.reshape(-1, x.shape[-1])
+        k = rows.shape[1]
+        if self._native:
+            upper = native.product(rows, rows, over="rows", triangle=True)
+        else:
+            sums = torch.zeros(k, k, dtype=torch.float64)
+            with self.everywhere():
+                for part in rows.split(CHUNK):
+                    for start in range(0, k, BLOCK):  # the rest is the same below the diagonal
+                        sums[start : start + BLOCK, start:] += (part[:, start : start + BLOCK].T @ part[:, start:]).double()
+            upper = sums.float()
+        return upper.triu() + upper.triu(1).T
 
 
-def cross_moments(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [..., M], b [..., K] → Σ aᵀ·b [M, K] float32."""
-    left, right = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    out = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
-    with _bfloat16_products():
-        for one, other in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
-            out += (one.T @ other).double()
-    return out.float()
+class _NativeLinear(TorchFunctionMode):
+    """Large products with a weight by native.c."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.nn.functional.linear:
+            x, weight, bias = (*args, None)[:3]
+            if x.dtype == weight.dtype == torch.float32 and x.numel() // x.shape[-1] >= MANY_ROWS:
+                y = native.product(x.reshape(-1, x.shape[-1]), weight, over="columns").reshape(*x.shape[:-1], -1)
+                return y if bias is None else y.add_(bias)
+        return func(*args, **(kwargs or {}))
 
 
 def _sampled(weight: torch.Tensor) -> torch.Tensor:
@@ -360,24 +411,22 @@ def _residual_adds(graph: Graph) -> dict[str, Value]:
     return found
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc not to give large blocks back: each new layer would have to fault its activations in again."""
-    with contextlib.suppress(OSError, AttributeError):
+@contextlib.contextmanager
+def _freed_memory_kept() -> Iterator[None]:
+    """Have glibc keep what is freed: each new layer would have to fault its activations in again, which takes longer than most ops."""
+    try:
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            libc.mallopt(option, value)
-
-
-def second_moments(x: torch.Tensor) -> torch.Tensor:
-    """x [..., K] → Σ xᵀ·x [K, K] float32."""
-    rows = x.reshape(-1, x.shape[-1])
-    k = rows.shape[1]
-    out = torch.zeros(k, k, dtype=torch.float64)
-    with _bfloat16_products():
-        for part in rows.split(CHUNK):
-            for start in range(0, k, BLOCK):  # the rest is the same below the diagonal
-                out[start : start + BLOCK, start:] += (part[:, start : start + BLOCK].T @ part[:, start:]).double()
-    return (out.triu() + out.triu(1).T).float()
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # as a size: the largest
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 1 << 16)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 << 10)
+        libc.malloc_trim(0)
 
 
 def round_activations(x: torch.Tensor, activations: str) -> torch.Tensor:

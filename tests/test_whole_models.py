@@ -166,7 +166,7 @@ def test_compiling_twice_in_two_folders_gives_the_same_bytes(checkpoint, tmp_pat
     for name in ("a", "b/deeper"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        monkeypatch.setattr("llmc.codegen.kernel_cache.cache_folder", lambda folder=folder: folder / "kernels")
+        monkeypatch.setattr("llmc.toolchain.kernel_cache.cache_folder", lambda folder=folder: folder / "kernels")
         monkeypatch.chdir(folder)
         llmc.compile(str(checkpoint("llama")), folder / f"{folder.name}.llmc", quant="int4:g32", target=("cpu:x86-64-v3",))
         outs.append((folder / f"{folder.name}.llmc").read_bytes())

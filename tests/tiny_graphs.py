@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from llmc.codegen.cpu.build import build
 from llmc.codegen.cpu.render import render
 from llmc.codegen.lowering import unique_names
 from llmc.codegen.weights import WeightPacker, packed_bytes
@@ -24,6 +23,7 @@ from llmc.runtime.artifact import WeightsFile, open_artifact, write_artifact
 from llmc.runtime.blocks import BLOCK
 from llmc.runtime.cpu_info import available_levels
 from llmc.runtime.executors.cpu import Batch, CpuExecutor
+from llmc.toolchain.c import build
 from manifests import BASE
 
 TOKENS = 128

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
 from ...runtime.plan import PLAN_VERSION
-from ..kernel_cache import cached, keep
+from ...toolchain.kernel_cache import cached, keep
 from ..lowering import place_caches
 from ..weights import packed_bytes
 from . import generic

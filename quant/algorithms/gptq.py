@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import native
 from ..levels import levels_of
 from ..scheme import Scheme
 from .grid import Grid
@@ -51,14 +52,12 @@ class Gptq:
         return Codes(grid.codes.to(torch.uint8), grid.scales, grid.zeros if scheme.asymmetric else None)
 
     def _gptq(self, weight: torch.Tensor, h: torch.Tensor, grid: Grid, size: int) -> torch.Tensor:
-        scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.contiguous()
-        inverses = inverse(scales)
-
-        def nearest(values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-            code = grid.nearest(values, inverses[group], zeros[group])
-            return code, (code - zeros[group]) * scales[group]
-
-        return _one_by_one(weight, h, size, nearest)
+        order = torch.argsort(h.diagonal(), descending=True, stable=True)
+        codes = torch.empty_like(weight)
+        codes[:, order] = native.round_codes(
+            weight[:, order].T, _inverse_root(h, order), order // size, grid.scales.T, grid.zeros.T, grid.top
+        ).T
+        return codes
 
     def _levels(self, weight: torch.Tensor, h: torch.Tensor, scheme: Scheme, size: int) -> Codes:
         """GPTQ over levels that are not evenly spaced: floating-point numbers and tables."""
@@ -74,12 +73,11 @@ class Gptq:
 
     def _descend(self, weight: torch.Tensor, h: torch.Tensor, grid: Grid, size: int) -> None:
         """Sweeps over all scales, then over all codes. `slope` is (w − q)·H, what each input still asks for."""
-        n, k = weight.shape
+        k = weight.shape[1]
         groups = -(-k // size)
         codes, zeros = grid.codes.T.contiguous(), grid.zeros.T.contiguous()  # [K, N], [G, N]
         scales = grid.scales.T.contiguous()
         index = torch.arange(k) // size
-        diagonal = h.diagonal()
         sweeps = self.sweeps if grid.scheme.bits < 8 else min(self.sweeps, 2)  # eight bits leave little to gain
         for sweep in range(sweeps):
             slope = h @ (weight.T - (codes - zeros[index]) * scales[index])
@@ -89,26 +87,14 @@ class Gptq:
                 change = (codes[part] - zero) * scale - (codes[part] - zeros[g]) * scales[g]
                 slope -= h[:, part] @ change
                 scales[g], zeros[g] = scale, zero
-            inverses = inverse(scales)
-            if sweep + 1 == sweeps:
-                break
-            for start in range(0, k, BLOCK):
-                end = min(start + BLOCK, k)
-                local, inner = slope[start:end], h[start:end, start:end]
-                moved = torch.empty(end - start, n)
-                for i in range(end - start):
-                    j = start + i
-                    scale, zero, per = scales[index[j]], zeros[index[j]], inverses[index[j]]
-                    value = (codes[j] - zero) * scale
-                    code = grid.nearest(value + local[i] / diagonal[j], per, zero)
-                    moved[i] = (code - codes[j]) * scale
-                    codes[j] = code
-                    local -= torch.outer(inner[:, i], moved[i])
-                rest = [slice(0, start), slice(end, k)]
-                for part in rest:
-                    if part.stop > part.start:
-                        slope[part] -= h[part, start:end] @ moved
+            if sweep + 1 < sweeps:
+                native.sweep_codes(slope, h, codes, index, scales, zeros, grid.top)
         grid.codes, grid.scales, grid.zeros = codes.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous()
+
+
+def _inverse_root(h: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor [K, K] of the inverse of the moments, inputs in another order."""
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h[order][:, order].double())), upper=True).float()
 
 
 Nearest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
@@ -120,9 +106,7 @@ def _one_by_one(weight: torch.Tensor, h: torch.Tensor, size: int, nearest: Neare
     n, k = weight.shape
     order = torch.argsort(h.diagonal(), descending=True, stable=True)
     w = weight[:, order].T.contiguous()  # [K, N]: a row is an input
-    inverse_root = torch.linalg.cholesky(
-        torch.cholesky_inverse(torch.linalg.cholesky(h[order][:, order].double())), upper=True
-    ).float()
+    inverse_root = _inverse_root(h, order)
     codes = torch.empty_like(w)
     groups = (order // size).tolist()
     for start in range(0, k, BLOCK):

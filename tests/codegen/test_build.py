@@ -7,9 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from llmc.codegen import kernel_cache
-from llmc.codegen.cpu import build as build_module
-from llmc.codegen.cpu.build import build, toolchain
 from llmc.codegen.cpu.lower import lower
 from llmc.codegen.cpu.render import _periods, render
 from llmc.compile_options import CompileOptions
@@ -18,6 +15,9 @@ from llmc.compiler.ir.ops.pointwise import Pointwise
 from llmc.compiler.ir.ops.reduce import Reduce
 from llmc.errors import EnvironmentLacks, LlmcError, UnsupportedError
 from llmc.pipeline import run_passes
+from llmc.toolchain import c as build_module
+from llmc.toolchain import kernel_cache
+from llmc.toolchain.c import build, toolchain
 from tiny_graphs import TOKENS, Builder
 
 

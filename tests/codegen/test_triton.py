@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llmc.codegen import kernel_cache
 from llmc.codegen.triton.elf import resources, sections
 from llmc.codegen.triton.target import TARGETS
 from llmc.errors import EnvironmentLacks, UnsupportedError, UsageError
 from llmc.runtime.api import load
 from llmc.runtime.artifact import open_artifact
 from llmc.runtime.executors.choose import choose_target
+from llmc.toolchain import kernel_cache
 
 WORKER = Path(__file__).with_name("interpreter_worker.py")
 CASES = [

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from llmc.codegen.cpu.build import FLAGS, LEVELS
 from llmc.codegen.cpu.render import TEMPLATES
 from llmc.runtime.cpu_info import available_levels
+from llmc.toolchain.c import FLAGS, LEVELS
 from tolerances import ULP
 
 HERE = tuple(name for name in available_levels() if name in LEVELS)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ...errors import EnvironmentLacks, LlmcError
-from ..kernel_cache import cached, keep
+from ..errors import EnvironmentLacks, LlmcError
+from .kernel_cache import cached, keep
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def toolchain(cc: str = "") -> str:
     return out.stdout.splitlines()[0].strip()
 
 
-def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cache: bool = True) -> bytes:
-    """Compile the sources for a level; the same sources, level and compiler give the same bytes, in any folder."""
+def build(sources: dict[str, str], level: str | Level, cc: str = "", *, main: str = "step.c", use_cache: bool = True) -> bytes:
+    """Compile the file `main` of the sources for a level; the same sources, level and compiler give the same bytes, in any folder."""
     chosen = LEVELS[level] if isinstance(level, str) else level
     flags = chosen.gcc if cc else chosen.zig
     command = [
@@ -95,7 +95,7 @@ def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cach
         *FLAGS,
         *(() if cc else ("-Wl,--build-id=none", "-s")),
     ]
-    identity = hashlib.sha256(repr((toolchain(cc), flags, FLAGS, bool(cc), sorted(sources.items()))).encode()).hexdigest()
+    identity = hashlib.sha256(repr((toolchain(cc), flags, FLAGS, bool(cc), main, sorted(sources.items()))).encode()).hexdigest()
     kept = cached(f"{identity}.so") if use_cache else None
     if kept is not None:
         return kept
@@ -105,7 +105,7 @@ def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cach
         environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(Path(folder) / "zig"), "SOURCE_DATE_EPOCH": "0"}
         try:
             done = subprocess.run(
-                [*command, "-o", "step.so", "step.c", "-lpthread"], cwd=folder, capture_output=True, text=True, env=environment
+                [*command, "-o", "out.so", main, "-lpthread"], cwd=folder, capture_output=True, text=True, env=environment
             )
         except OSError as error:
             raise EnvironmentLacks(f"the compiler {command[0]!r} does not run: {error}", "check --cc") from error
@@ -114,7 +114,7 @@ def build(sources: dict[str, str], level: str | Level, cc: str = "", *, use_cach
                 f"the generated code for {chosen.name} does not compile:\n{done.stderr[-4000:]}",
                 "this is a bug in llmc: please report it with the model's config",
             )
-        binary = (Path(folder) / "step.so").read_bytes()
+        binary = (Path(folder) / "out.so").read_bytes()
     if use_cache:
         keep(f"{identity}.so", binary)
     return binary
