@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from llmc.codegen.cpu.render import render
-from llmc.codegen.lowering import unique_names
+from llmc.codegen.lowering import place_caches, unique_names
 from llmc.codegen.weights import WeightPacker, packed_bytes
 from llmc.compiler.ir.graph import Graph, Value
 from llmc.compiler.ir.ops.concat import Concat
@@ -84,12 +84,14 @@ class Program:
             packed = packer.pack(spec)
             assert packed.nbytes == packed_bytes(spec), (name, spec.pack)
             weights.add(name, packed)
+        self.reaches = place_caches(rendered.lowered.caches, alike=False).reaches
         member = f"kernels/cpu/{level}/step.so"
         manifest = {
             **BASE,
             "model": {**BASE["model"], "vocab": graph.outputs[0].type.shape[-1], "context": 1 << 20},
             "targets": [{"name": f"cpu:{level}", "isa": level, "member": member, "bytes": 0, "kernels": []}],
             "weights": [list(w) for w in weights.listed],
+            "memory_plan": {**BASE["memory_plan"], "reaches": list(self.reaches)},
         }
         path = folder / f"{level}.llmc"
         write_artifact(path, manifest, {member: build(rendered.sources, level)}, weights)
@@ -103,13 +105,13 @@ class Program:
             max_sequences=4,
             max_rows=TOKENS,
             context=8 * BLOCK,
-            blocks=16,
+            blocks=8 + 8 * len(self.reaches),
             slots=2,
             isa=level,
         )
 
     def run(self, tokens: Any, start: int = 0) -> dict[str, np.ndarray]:
-        """One sequence of tokens at positions start…; its cache is blocks 0…7."""
+        """One sequence of tokens at positions start…; its cache is blocks 0…7 in the first table, 8…15 in the next."""
         ids = np.asarray(tokens, np.int32)
         n = ids.size
         self.executor.run(
@@ -118,7 +120,7 @@ class Program:
                 np.arange(start, start + n, dtype=np.int32),
                 np.array([0, n], np.int32),
                 np.array([start], np.int32),
-                np.arange(8, dtype=np.int32)[None, None],
+                np.arange(8 * len(self.reaches), dtype=np.int32).reshape(-1, 1, 8),
                 np.arange(n, dtype=np.int32),
                 np.zeros(1, np.int32),
             )
