@@ -41,6 +41,7 @@ class CompileOptions:
     offload: bool = False
     tool_python: str = ""
     lora: tuple[str, ...] = ()
+    tuning: str = ""
 
 
 def resolve(options: dict[str, Any]) -> CompileOptions:

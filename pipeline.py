@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .codegen.emit import Emitted, Targets
     from .codegen.lowering import WeightSpec
+    from .codegen.tuning import Tuning
     from .compiler.adapters import Adapter
     from .compiler.checkpoint import Checkpoint
     from .compiler.importer import Imported
@@ -134,6 +135,7 @@ def _compile(
     from .quant.formats.registry import open_checkpoint
 
     targets = expand_targets(settings.target)
+    tuning = _tuning(settings, targets)
     tools = _toolchains(targets, settings.cc)
     with progress.stage("capture", f"Reading {source}"):
         checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code, weights=settings.weights == "all")
@@ -165,7 +167,7 @@ def _compile(
             imported, settings, dump_ir, stored, cache.scales if cache is not None else {}, latent=not targets.gpus
         )
     with progress.stage("codegen", "Generating kernels"):
-        emitted = emit(graph, kv_dtype, targets)
+        emitted = emit(graph, kv_dtype, targets, tuning)
     _enforce_strict(settings, emitted.fallbacks)
     with progress.stage("codegen", f"Compiling kernels for {', '.join(targets.names)}"):
         files, entries = emitted.build(targets, settings.cc, progress.each)
@@ -194,6 +196,8 @@ def _compile(
     manifest["notes"] += notes
     if adapters:
         manifest["recipe"]["lora"] = [{"sha256": a.sha256, "scale": a.scale} for a in adapters]
+    if tuning is not None:
+        manifest["recipe"]["tuning"] = tuning.facts()
     try:
         with progress.stage("check", "Checking against the original"):
             manifest["conformance"], manifest["canary"] = _check(target, manifest, files, weights, opened, captured, *original)
@@ -579,7 +583,7 @@ def _manifest(
     recipe = {
         k: v
         for k, v in asdict(settings).items()
-        if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work", "offload", "tool_python")
+        if k not in ("max_kl", "strict", "cc", "calibration", "target_size", "plot", "work", "offload", "tool_python", "tuning")
     }
     algorithm = own_algorithm(settings)
     if settings.algorithm != "rtn" and (algorithm is None or algorithm.sees_text):
@@ -638,6 +642,17 @@ def _manifest(
         "conformance": {},
         "canary": {},
     }
+
+
+def _tuning(settings: CompileOptions, targets: Targets) -> Tuning | None:
+    """The tuning table that was given, if one was."""
+    from .codegen.tuning import read_tuning
+
+    if not settings.tuning:
+        return None
+    if not targets.levels:
+        raise UsageError("--tuning has no effect: its tables are of CPU kernels", "give --target cpu as well")
+    return read_tuning(settings.tuning)
 
 
 def _enforce_strict(settings: CompileOptions, fallbacks: list[dict[str, str]]) -> None:

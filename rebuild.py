@@ -12,6 +12,7 @@ FOLDER = "kernels/"
 def check_rebuild(artifact: Artifact) -> list[Check]:
     """One check for the sources and one a target. Raises EnvironmentLacks when this llmc or its compilers are not those that made it."""
     from .codegen.emit import emit, expand_targets
+    from .codegen.tuning import parse_tuning
     from .compiler.ir.text import parse_graph
     from .compiler.ir.verify import verify
 
@@ -24,7 +25,9 @@ def check_rebuild(artifact: Artifact) -> list[Check]:
     _check_tools(manifest["toolchain"], bool(targets.levels), bool(targets.gpus))
     try:
         graph = verify(parse_graph(artifact.read("model.ir").decode()), "reading model.ir")
-        emitted = emit(graph, manifest["model"]["kv_dtype"], targets)
+        tuning = manifest["recipe"].get("tuning")
+        tuned = parse_tuning(tuning, "the manifest's tuning") if tuning is not None else None
+        emitted = emit(graph, manifest["model"]["kv_dtype"], targets, tuned)
     except (LlmcError, UnicodeDecodeError, KeyError) as error:
         raise ArtifactError(f"{artifact.path.name}: model.ir is not valid: {error}") from error
     files, entries = emitted.build(targets, "", lambda items, what: items, use_cache=False)

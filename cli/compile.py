@@ -14,10 +14,6 @@ from .main import emit
 from .options import as_json, compiling, debug
 
 PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning", "work", "tool_python")
-LATER = {
-    "gpu_layers": "--gpu-layers needs a GPU target",
-    "tuning": "--tuning tables",
-}
 
 
 @click.command("compile", epilog="Example: llmc compile ./SmolLM2-135M -o smollm2.llmc --quant int4 --max-kl 0.6")
@@ -46,7 +42,7 @@ LATER = {
 @click.option("--target-size", default="", metavar="SIZE", help="With --quant auto: the size to meet.")
 @click.option("--plot", default="", metavar="FILE.svg", help="With --quant auto: draw quality against size.")
 @click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU.")
-@click.option("--tuning", metavar="TABLE.json", help="A tuning table by llmc tune.")
+@click.option("--tuning", default="", metavar="TABLE.json", help="A table by llmc tune: how much CPU kernels take at a time.")
 @click.option("--lora", multiple=True, metavar="DIR", help="Merge a LoRA adapter (PEFT's folder), DIR or DIR=SCALE; repeatable.")
 @as_json
 @debug
@@ -65,9 +61,8 @@ def command(ctx: click.Context, /, as_json: bool, recipe: str | None, **options:
         raise UsageError("SRC is missing", "llmc compile SRC -o OUT.llmc")
     if not out:
         raise UsageError("-o OUT.llmc is missing", "llmc compile SRC -o OUT.llmc")
-    for name, what in LATER.items():
-        if options.pop(name):
-            raise UnsupportedError(f"{what}: not supported yet")
+    if options.pop("gpu_layers"):
+        raise UnsupportedError("--gpu-layers: a model that is cut between CPU and GPU is not supported yet")
     from ..pipeline import compile as run
 
     try:

@@ -19,6 +19,7 @@ from ...quant.levels import FOUR_BITS
 from ...runtime.artifact import layout_digest
 from ..lowering import INPUTS, Pointer, place_caches, unique_names
 from ..packing import FIELDS
+from ..tuning import Tuning, shipped_tuning
 from . import generic
 from .lower import Call, Lowered, lower
 
@@ -70,7 +71,7 @@ class _Segment:
     width: int
 
 
-def render(graph: Graph, kv_kind: str, *, alike: bool = False) -> Rendered:
+def render(graph: Graph, kv_kind: str, tuning: Tuning | None = None, *, alike: bool = False) -> Rendered:
     """The C sources of a graph's step. The same graph gives the same bytes. alike: as `place_caches` has it."""
     lowered = lower(graph, kv_kind)
     slots, slot_of = lowered.slots()
@@ -136,6 +137,7 @@ def render(graph: Graph, kv_kind: str, *, alike: bool = False) -> Rendered:
         logits_slot=slot_of[lowered.logits.id],
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}
+    headers["tuning.h"] = (tuning or shipped_tuning()).header()
     headers["step.h"] = environment.get_template("step.h.j2").render(modes=sorted(kinds["modes"]), hadamard=kinds["hadamard"])
     return Rendered({"step.c": step, **headers}, lowered, tuple(kernels))
 
