@@ -31,7 +31,6 @@ class Knob:
 
 KNOBS = {
     "few_rows": Knob("FEW_ROWS", (8, 2, 4, 16), "up to this many rows a weight is read tile by tile, and unpacked as it is used"),
-    "panel": Knob("KBLOCK", (32, 8, 16, 64), "chunks of 32 values of K that are unpacked at a time for more rows"),
     "piece": Knob("PIECE", (32, 8, 16, 64), "tiles of 16 outputs that a thread takes at a time, at most"),
 }
 

@@ -132,6 +132,9 @@ class _Run:
         self._clean = dict(self._env)  # the same values as the original computes them
         self._static = graph.static_values()
         self._adds = _residual_adds(graph)
+        self._drifting = {  # inputs of some product with as many outputs
+            n.inputs[0].name for n in graph.find("linear") if n.outputs[0].name in plan and _is_tall(n.inputs[1])
+        }
         self._moments: dict[str, torch.Tensor] = {}
         self._drift: dict[str, torch.Tensor] = {}
         self._products = Products(exact=any(s.activations in ("f32", "f16") for s in plan.values()))
@@ -289,7 +292,7 @@ class _Run:
         source, clean = node.inputs[0].name, self._value(node.inputs[0], self._clean)
         other = self._adds.get(node.outputs[0].name)
         missed = None if other is None or other.name not in self._env else self._value(other, self._clean) - self._value(other)
-        if source in self._drift or weight.shape[0] >= weight.shape[1]:  # [K, K], which other products of this input use too
+        if source in self._drifting:  # [K, K], which other products of this input use too
             if source not in self._drift:
                 self._drift[source] = self._products.cross_moments(clean - x, x)
             wanted = weight @ self._drift[source]
@@ -396,6 +399,11 @@ class _NativeLinear(TorchFunctionMode):
 def _sampled(weight: torch.Tensor) -> torch.Tensor:
     """A weight [N, K] itself; as many rows as one has of several [E, N, K]."""
     return weight if weight.ndim == 2 else weight.flatten(0, 1)[:: weight.shape[0]]
+
+
+def _is_tall(weight: Value) -> bool:
+    n, k = weight.type.shape
+    return isinstance(n, int) and isinstance(k, int) and n >= k
 
 
 def _residual_adds(graph: Graph) -> dict[str, Value]:

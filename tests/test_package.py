@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("cli", "codegen", "compiler", "passes", "quant", "runtime")
+ROOMS = ("cli", "codegen", "compiler", "passes", "quant", "runtime", "toolchain")
 
 
 def tree():

@@ -19,7 +19,7 @@ def table(levels, **more):
 
 def test_a_table_changes_the_kernels_and_no_bit(llmc, source, here):
     level = available_levels()[0]
-    (here / "t.json").write_text(table({level: {"few_rows": 2, "panel": 16, "piece": 8}}))
+    (here / "t.json").write_text(table({level: {"few_rows": 2, "piece": 8}}))
     for name, options in (("plain", []), ("tuned", ["--tuning", "t.json"])):
         llmc("compile", source, "-o", f"{name}.llmc", "--quant", "int4", "--target", f"cpu:{level}", *options)
     assert (here / "plain.llmc").read_bytes() != (here / "tuned.llmc").read_bytes()
@@ -35,9 +35,9 @@ def test_a_table_changes_the_kernels_and_no_bit(llmc, source, here):
 def test_the_shipped_table_is_valid_and_its_header_names_every_level():
     text = shipped_tuning().header()
     assert all(f"defined({macro})" in text for macro in MACROS.values())
-    made = Tuning({"x86-64-v3": {"panel": 64}})
-    assert made.value("x86-64-v3", "panel") == 64 and made.value("x86-64-v4", "panel") == KNOBS["panel"].values[0]
-    assert made.header().count("#define KBLOCK 64\n") == 1
+    made = Tuning({"x86-64-v3": {"piece": 64}})
+    assert made.value("x86-64-v3", "piece") == 64 and made.value("x86-64-v4", "piece") == KNOBS["piece"].values[0]
+    assert made.header().count("#define PIECE 64\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_the_shipped_table_is_valid_and_its_header_names_every_level():
         (table([]), "not a mapping"),
         (table({"x86-64-v9": {}}), "unknown level"),
         (table({"x86-64-v4": 3}), "not a mapping"),
-        (table({"x86-64-v4": {"panels": 3}}), "unknown knob"),
-        (table({"x86-64-v4": {"panel": 3}}), "cannot be 3"),
-        (table({"x86-64-v4": {"panel": True}}), "cannot be True"),
+        (table({"x86-64-v4": {"pieces": 3}}), "unknown knob"),
+        (table({"x86-64-v4": {"piece": 3}}), "cannot be 3"),
+        (table({"x86-64-v4": {"piece": True}}), "cannot be True"),
     ],
 )
 def test_a_wrong_table_is_4(fails, source, here, text, what):

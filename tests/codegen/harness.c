@@ -21,19 +21,19 @@ int main(int argc, char **argv) {
         weights[i] = aligned_alloc(64, (size_t)(sizes[i] + 63) & ~(size_t)63); /* exactly as large: a read beyond it is caught */
         if (fread(weights[i], 1, (size_t)sizes[i], in) != (size_t)sizes[i]) return 5;
     }
-    step *s = llmc_create(weights, atoi(argv[3]), 512, 4, 512, 1024, 64, 4);
+    step *s = llmc_create(weights, atoi(argv[3]), 512, 4, 512, 1024, TABLES * 64, 4);
     if (!s) return 6;
     for (int r = 0; r < runs; r++) {
         const int n = lengths[r];
-        int32_t positions[512], rows[512], start[2] = {0, n}, pos = 0, table[32], slots[2] = {0, 1};
+        int32_t positions[512], rows[512], start[2] = {0, n}, pos = 0, table[TABLES * 32], slots[2] = {0, 1};
         for (int i = 0; i < n; i++) positions[i] = rows[i] = i;
-        for (int i = 0; i < 32; i++) table[i] = i;
+        for (int i = 0; i < TABLES * 32; i++) table[i] = i;
         batch b = {n, 1, n, 32, tokens[r], positions, start, &pos, table, rows, slots};
         if (llmc_step(s, &b)) return 7;
         float *whole = malloc((size_t)n * vocabulary * 4);
         memcpy(whole, llmc_logits(s), (size_t)n * vocabulary * 4);
         fwrite(whole, 4, (size_t)n * vocabulary, out);
-        for (int i = 0; i < 32; i++) table[i] = 32 + i;
+        for (int i = 0; i < TABLES * 32; i++) table[i] = TABLES * 32 + i;
         for (int i = 0; i < n; i++) {
             int32_t one[2] = {0, 1}, zero = 0;
             pos = i;
