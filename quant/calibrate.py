@@ -388,7 +388,7 @@ class _NativeLinear(TorchFunctionMode):
     """Large products with a weight by native.c."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is torch.nn.functional.linear:
+        if func is torch.nn.functional.linear and not kwargs:
             x, weight, bias = (*args, None)[:3]
             if x.dtype == weight.dtype == torch.float32 and x.numel() // x.shape[-1] >= MANY_ROWS:
                 y = native.product(x.reshape(-1, x.shape[-1]), weight, over="columns").reshape(*x.shape[:-1], -1)
