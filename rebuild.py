@@ -23,10 +23,10 @@ def check_rebuild(artifact: Artifact) -> list[Check]:
         )
     targets = expand_targets(t["name"] for t in manifest["targets"])
     _check_tools(manifest["toolchain"], bool(targets.levels), bool(targets.gpus))
+    tuning = manifest["recipe"].get("tuning")
+    tuned = parse_tuning(tuning, f"{artifact.path.name}: its tuning") if tuning is not None else None
     try:
         graph = verify(parse_graph(artifact.read("model.ir").decode()), "reading model.ir")
-        tuning = manifest["recipe"].get("tuning")
-        tuned = parse_tuning(tuning, "the manifest's tuning") if tuning is not None else None
         emitted = emit(graph, manifest["model"]["kv_dtype"], targets, tuned)
     except (LlmcError, UnicodeDecodeError, KeyError) as error:
         raise ArtifactError(f"{artifact.path.name}: model.ir is not valid: {error}") from error

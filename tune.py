@@ -2,7 +2,7 @@
 
 A small model of an ordinary shape is compiled once for each scheme; its kernels are then built for one candidate after the other
 and timed beside the best so far, turn by turn, on steps of 1, 8 and 32 tokens of as many sequences and on a prefill. A candidate is
-taken when it is faster by more than the noise of two runs of one and the same.
+taken when it is faster by `WORTH`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import platform
 import statistics
 import tempfile
 import time
@@ -20,11 +19,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from .codegen.emit import Emitted, Targets, emit
+from .codegen.emit import Targets, emit
 from .codegen.tuning import KNOBS, VERSION, Tuning, shipped_tuning
-from .errors import EnvironmentLacks, UnsupportedError, UsageError, nearest
+from .errors import EnvironmentLacks, UsageError, nearest
 from .runtime.artifact import Artifact, open_artifact
-from .runtime.cpu_info import available_levels, usable_cpus
+from .runtime.cpu_info import LEVELS, available_levels, cpu_name, usable_cpus
 from .runtime.executors.cpu import Batch, CpuExecutor
 from .version import VERSION as LLMC
 
@@ -65,7 +64,7 @@ class _Case:
         self._kv_dtype = self.artifact.manifest["model"]["kv_dtype"]
 
     def executor(self, tuning: Tuning) -> CpuExecutor:
-        emitted: Emitted = emit(self._graph, self._kv_dtype, Targets(levels=(self.level,)), tuning)
+        emitted = emit(self._graph, self._kv_dtype, Targets(levels=(self.level,)), tuning)
         files, _ = emitted.build(Targets(levels=(self.level,)), "", lambda items, what: items)
         kernels = cast(Artifact, _Kernels(self.artifact, files[f"kernels/cpu/{self.level}/step.so"]))
         return CpuExecutor(
@@ -118,12 +117,12 @@ def tune(
 ) -> dict[str, Any]:
     """Search, and write the table. Raises UsageError and EnvironmentLacks for a level that is not here.
 
-    Returns what the file says: `levels`, the knobs that differ from the package's own values; `provenance`, with the processor, the
+    Returns what the file says: `levels`, the knobs that differ from their first values; `provenance`, with the processor, the
     number of threads and the time of each candidate relative to what was best before it.
     """
     here = available_levels()
-    if isa and isa not in (*here, "x86-64-amx", "x86-64-v4", "x86-64-v3", "aarch64"):
-        raise UsageError(f"unknown instruction-set level {isa!r}", nearest(isa, here))
+    if isa and isa not in LEVELS:
+        raise UsageError(f"unknown instruction-set level {isa!r}", nearest(isa, LEVELS))
     if not here or (isa and isa not in here):
         raise EnvironmentLacks(f"this CPU does not run {isa or 'any known level'}; it runs {', '.join(here) or 'none'}")
     level, count = isa or here[0], threads or usable_cpus()
@@ -153,7 +152,7 @@ def tune(
     table = {
         "tuning": VERSION,
         "provenance": [{
-            "level": level, "cpu": _processor(), "threads": count, "llmc": LLMC, "date": datetime.date.today().isoformat(), "tried": tried,
+            "level": level, "cpu": cpu_name(), "threads": count, "llmc": LLMC, "date": datetime.date.today().isoformat(), "tried": tried,
         }],
         "levels": {level: {k: v for k, v in best.items() if v != KNOBS[k].values[0]}},
     }  # fmt: skip
@@ -173,16 +172,7 @@ def _compiled(folder: Path, level: str) -> Iterable[Path]:
     from .pipeline import compile as compile_model
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE, dtype="bfloat16"))
-    model.save_pretrained(folder / "model")
     for scheme in SCHEMES:
         path = folder / f"{scheme}.llmc"
-        compile_model(str(folder / "model"), path, quant=scheme, target=(f"cpu:{level}",))
+        compile_model(model, path, quant=scheme, target=(f"cpu:{level}",))
         yield path
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as stream:
-            return next((line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")), platform.machine())
-    except OSError as error:
-        raise UnsupportedError("tuning needs Linux") from error

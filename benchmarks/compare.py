@@ -87,12 +87,12 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    with open("/proc/cpuinfo") as stream:
-        name = next((line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")), platform.machine())
+    from llmc.runtime.cpu_info import available_levels, cpu_name
+
     return {
-        "cpu": name,
+        "cpu": cpu_name(),
         "threads": len(os.sched_getaffinity(0)),
-        "levels": __import__("llmc.runtime.cpu_info", fromlist=["x"]).available_levels(),
+        "levels": available_levels(),
         "kernel": platform.release(),
     }
 

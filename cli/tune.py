@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -31,14 +28,10 @@ def command(out: str, isa: str, threads: int | None, force: bool, as_json: bool)
         raise UsageError(f"{out} exists", "give --force to replace it")
     if not Path(out).resolve().parent.is_dir():
         raise UsageError(f"the folder of {out} does not exist", "create it first")
+    from ..pipeline import Progress
     from ..tune import tune
 
-    def each(items: Iterable[Any], what: str) -> Iterable[Any]:
-        from tqdm import tqdm
-
-        return tqdm(items, desc=what, file=sys.stderr, disable=True if as_json else None, leave=False)
-
-    table = tune(out, isa=isa, threads=threads, each=each)
+    table = tune(out, isa=isa, threads=threads, each=Progress(as_json).each)
     if as_json:
         emit(table)
         return
@@ -49,5 +42,8 @@ def command(out: str, isa: str, threads: int | None, force: bool, as_json: bool)
         )
     click.echo(
         f"wrote {out}: {measured['level']}, "
-        + (", ".join(f"{k} {v}" for k, v in table["levels"][measured["level"]].items()) or "the values that llmc has")
+        + (
+            ", ".join(f"{k} {v}" for k, v in table["levels"][measured["level"]].items())
+            or "the values that kernels have without a table"
+        )
     )

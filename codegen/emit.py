@@ -10,7 +10,7 @@ from ..compiler.ir.graph import Graph
 from ..errors import UnsupportedError, UsageError, nearest
 from ..runtime.plan import BLOCK, STEP
 from .lowering import Cache, WeightSpec, place_caches, unique_names
-from .tuning import Tuning, shipped_tuning
+from .tuning import Tuning
 
 if TYPE_CHECKING:
     from .cpu.render import Rendered
@@ -139,13 +139,14 @@ class Emitted:
 
 
 def emit(graph: Graph, kv_dtype: str, targets: Targets, tuning: Tuning | None = None) -> Emitted:
-    """Lower a graph for the families of its targets, with the package's own tuning unless another is given. Raises UnsupportedError naming what one of them has no kernel for."""
+    """Lower a graph for the families of its targets, with the package's own tuning unless another is given. Raises UnsupportedError
+    naming what one of them has no kernel for."""
     rendered, plans = None, []
     weights: list[WeightSpec] = []
     if targets.levels:
         from .cpu.render import render
 
-        rendered = render(graph, kv_dtype, tuning or shipped_tuning(), alike=bool(targets.gpus))
+        rendered = render(graph, kv_dtype, tuning, alike=bool(targets.gpus))
         weights += rendered.lowered.weights
     if targets.gpus:
         from .triton.lower import lower

@@ -1,6 +1,6 @@
-"""Tuning: how many rows, values or tiles a CPU kernel takes at a time, by instruction-set level. It changes no bit of what is computed.
+"""Tuning: how many rows or tiles a CPU kernel takes at a time, by instruction-set level. It changes no bit of what is computed.
 
-A table comes from `llmc tune`; the one that ships with the package is `tuning.json`, with the machines that it was measured on.
+A table comes from `llmc tune`; the one that ships with the package is `tuning.json`, where `provenance` says what was measured on which machine.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class Knob:
 
     macro: str
     values: tuple[int, ...]
-    meaning: str
 
 
 KNOBS = {
-    "few_rows": Knob("FEW_ROWS", (8, 2, 4, 16), "up to this many rows a weight is read tile by tile, and unpacked as it is used"),
-    "piece": Knob("PIECE", (32, 8, 16, 64), "tiles of 16 outputs that a thread takes at a time, at most"),
+    "few_rows": Knob("FEW_ROWS", (8, 2, 4, 16)),
+    "piece": Knob("PIECE", (32, 8, 16, 64)),
 }
+"""few_rows: up to this many rows a weight is read tile by tile, and unpacked as it is used; piece: tiles of 16 outputs that a thread takes
+at a time, at most."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -64,17 +64,18 @@ def _in_threads(count: int, step: int, work: Callable[[int, int], None]) -> None
         list(pool.map(lambda at: work(at, min(at + size, count)), starts))
 
 
-def _codes(
-    name: str,
-    values: torch.Tensor,
-    matrix: torch.Tensor,
-    codes: torch.Tensor,
-    group: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor,
-    top: float,
-) -> None:
+class Places(NamedTuple):
+    """What codes stand for: group [K], each input's; scales and zeros [G, N] float32; codes go from 0 to `top`."""
+
+    group: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    top: float
+
+
+def _codes(name: str, values: torch.Tensor, matrix: torch.Tensor, codes: torch.Tensor, places: Places) -> None:
     k, n = values.shape
+    group, scales, zeros, top = places
     held = [group.to(torch.int32).contiguous(), scales.contiguous(), inverse(scales).contiguous(), zeros.contiguous()]
     grid = _Grid(k, n, *[t.data_ptr() for t in held], top)
     values, matrix = values.contiguous(), matrix.contiguous()
@@ -88,28 +89,18 @@ def _codes(
     _in_threads(n, STRIP, work)
 
 
-def round_codes(
-    weight: torch.Tensor, root: torch.Tensor, group: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, top: float
-) -> torch.Tensor:
-    """GPTQ: weight [K, N], inputs in the order of rounding; root [K, K], the upper Cholesky factor of the inverse moments; group [K];
-    scales and zeros [G, N]; all float32 but `group`. Codes [K, N] from 0 to `top`, as float32."""
+def round_codes(weight: torch.Tensor, root: torch.Tensor, places: Places) -> torch.Tensor:
+    """GPTQ: weight [K, N] float32, inputs in the order of rounding; root [K, K], the upper Cholesky factor of the inverse moments.
+    Codes [K, N], as float32."""
     codes = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    _codes("llmc_round_codes", weight, root, codes, group, scales, zeros, top)
+    _codes("llmc_round_codes", weight, root, codes, places)
     return codes
 
 
-def sweep_codes(
-    slope: torch.Tensor,
-    h: torch.Tensor,
-    codes: torch.Tensor,
-    group: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor,
-    top: float,
-) -> None:
+def sweep_codes(slope: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, places: Places) -> None:
     """One sweep of coordinate descent: each of `codes` [K, N] float32 in turn to its best value given all others. slope [K, N] =
-    h·(w − q) as it is before; h [K, K] symmetric; the rest as in `round_codes`."""
-    _codes("llmc_sweep_codes", slope, h, codes, group, scales, zeros, top)
+    h·(w − q) as it is before; h [K, K] symmetric."""
+    _codes("llmc_sweep_codes", slope, h, codes, places)
 
 
 def product(a: torch.Tensor, b: torch.Tensor, *, over: str, triangle: bool = False) -> torch.Tensor:

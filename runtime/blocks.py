@@ -95,14 +95,14 @@ class BlockPool:
     def find_prefix(self, names: Sequence[bytes]) -> int:
         """How many of the first blocks, called `names`, a new sequence need not compute: after them, each table still has what its
         layers see."""
-        count = len(names)
+        whole = [table for table, reach in enumerate(self.reaches) if not reach]
+        count = next((i for i, name in enumerate(names) if any(self.find(name, t) is None for t in whole)), len(names))
         found = None
-        while found != count:  # a table that lacks a block shortens the prefix, and other tables then need others
+        while found != count:  # a window that lacks a block ends the prefix before it, and the windows then need others
             found = count
             for table, reach in enumerate(self.reaches):
-                seen = range(first_seen(count * BLOCK, reach), count)
-                order = reversed(seen) if reach else seen
-                count = next((i for i in order if self.find(names[i], table) is None), count)
+                seen = range(count - 1, first_seen(count * BLOCK, reach) - 1, -1) if reach else ()
+                count = next((i for i in seen if self.find(names[i], table) is None), count)
         return count
 
     def is_shared(self, block: int) -> bool:

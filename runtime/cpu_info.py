@@ -32,6 +32,15 @@ def available_levels() -> tuple[str, ...]:
     return tuple(name for name, needs in (("x86-64-amx", AMX), ("x86-64-v4", V4), ("x86-64-v3", V3)) if needs <= flags)
 
 
+def cpu_name() -> str:
+    """The processor as it calls itself; the architecture where it does not say."""
+    try:
+        with open("/proc/cpuinfo") as stream:
+            return next((line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")), platform.machine())
+    except OSError:
+        return platform.machine()
+
+
 def usable_cpus() -> int:
     """CPUs that this process may run on: its affinity, and its control group's quota."""
     count = len(os.sched_getaffinity(0))

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import ArtifactError, UsageError
 
 BLOCK = 32
 """Positions in a cache block."""
@@ -39,6 +39,15 @@ def positions_within(blocks: int, reaches: Sequence[int], step: int, most: int) 
 def reaches(manifest: dict[str, Any]) -> tuple[int, ...]:
     """For each table of cache blocks, how many positions the layers that use it see at most; 0 for all."""
     return tuple(manifest["memory_plan"].get("reaches", (0,)))
+
+
+def check_block_tables(name: str, manifest: dict[str, Any], taken: int) -> None:
+    """Raise ArtifactError where an artifact's kernels take another number of block tables than its memory plan lists."""
+    listed = len(reaches(manifest))
+    if taken != listed:
+        raise ArtifactError(
+            f"{name}: its kernels take {taken} block tables, its memory plan lists {listed}", "fetch or compile it again"
+        )
 
 
 def request_blocks(manifest: dict[str, Any], context: int, step: int = STEP) -> int:

@@ -92,7 +92,8 @@ class Sequence:
         count = pool.find_prefix(names)
         if states.stateful:
             while count and not states.holds(names[count - 1]):
-                count = pool.find_prefix(names[: count - 1])
+                known = next((n for n in range(count, 0, -1) if states.holds(names[n - 1])), 0)
+                count = pool.find_prefix(names[:known])
             if count:
                 states.restore(names[count - 1], self.slot)
         pool.lookups, pool.hits = pool.lookups + len(names), pool.hits + count

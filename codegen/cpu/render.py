@@ -72,7 +72,8 @@ class _Segment:
 
 
 def render(graph: Graph, kv_kind: str, tuning: Tuning | None = None, *, alike: bool = False) -> Rendered:
-    """The C sources of a graph's step. The same graph gives the same bytes. alike: as `place_caches` has it."""
+    """The C sources of a graph's step. The same graph and tuning (by default the package's own) give the same bytes. alike: as
+    `place_caches` has it."""
     lowered = lower(graph, kv_kind)
     slots, slot_of = lowered.slots()
     numbers, kernels = _number_kernels(lowered.calls)

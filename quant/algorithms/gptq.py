@@ -54,9 +54,8 @@ class Gptq:
     def _gptq(self, weight: torch.Tensor, h: torch.Tensor, grid: Grid, size: int) -> torch.Tensor:
         order = torch.argsort(h.diagonal(), descending=True, stable=True)
         codes = torch.empty_like(weight)
-        codes[:, order] = native.round_codes(
-            weight[:, order].T, _inverse_root(h, order), order // size, grid.scales.T, grid.zeros.T, grid.top
-        ).T
+        places = native.Places(order // size, grid.scales.T, grid.zeros.T, grid.top)
+        codes[:, order] = native.round_codes(weight[:, order].T, _inverse_root(h, order), places).T
         return codes
 
     def _levels(self, weight: torch.Tensor, h: torch.Tensor, scheme: Scheme, size: int) -> Codes:
@@ -88,7 +87,7 @@ class Gptq:
                 slope -= h[:, part] @ change
                 scales[g], zeros[g] = scale, zero
             if sweep + 1 < sweeps:
-                native.sweep_codes(slope, h, codes, index, scales, zeros, grid.top)
+                native.sweep_codes(slope, h, codes, native.Places(index, scales, zeros, grid.top))
         grid.codes, grid.scales, grid.zeros = codes.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous()
 
 

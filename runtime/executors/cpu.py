@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ...errors import ArtifactError, EnvironmentLacks, LlmcError, nearest
 from ..artifact import Artifact, layout_digest
 from ..cpu_info import LEVELS, available_levels
-from ..plan import reaches
+from ..plan import check_block_tables
 from ..sampling import Draw, SamplingRow
 
 ABI = 5
@@ -113,11 +113,7 @@ class CpuExecutor:
         names = _weight_names(artifact, self.level)
         pointers = (ctypes.c_void_p * len(names))(*[base + tensors[n][0] for n in names])
         self._max_rows = max_rows
-        if self._library.llmc_block_tables() != len(reaches(artifact.manifest)):
-            raise ArtifactError(
-                f"{artifact.path.name}: its kernels take {self._library.llmc_block_tables()} block tables, its memory plan lists {len(reaches(artifact.manifest))}",
-                "fetch or compile it again",
-            )
+        check_block_tables(artifact.path.name, artifact.manifest, self._library.llmc_block_tables())
         if slots < 1 and self._library.llmc_state_bytes_per_slot():
             raise ArtifactError(
                 f"{artifact.path.name}: its kernels keep states that its memory plan does not list", "fetch or compile it again"

@@ -14,7 +14,7 @@ from ...errors import ArtifactError, EnvironmentLacks, LlmcError
 from .. import host_sampling
 from ..artifact import Artifact
 from ..drivers.driver import Driver, as_bytes
-from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, reaches
+from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, check_block_tables
 from ..sampling import Draw, SamplingRow
 from .cpu import Batch
 
@@ -75,11 +75,7 @@ class LaunchExecutor:
                 k, v = (BLOCK * cache["groups"] * cache[d] * ELEMENT[cache["kind"]] for d in ("dk", "dv"))
                 self._regions[cache["region"]] = driver.allocate(blocks * k), driver.allocate(blocks * v), k, v
         self._block_tables = 1 + max((cache["table"] for cache in self._plan["caches"]), default=0)
-        if self._block_tables != len(reaches(artifact.manifest)):
-            raise ArtifactError(
-                f"{artifact.path.name}: its plan for {target} takes {self._block_tables} block tables, its memory plan lists {len(reaches(artifact.manifest))}",
-                "fetch or compile it again",
-            )
+        check_block_tables(artifact.path.name, artifact.manifest, self._block_tables)
         self._part = driver.allocate(PART_BYTES)
         walked = [x["variants"] for x in self._plan["launches"] if any(v[3] for v in x["variants"])]
         self._tiles = {

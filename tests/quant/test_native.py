@@ -42,7 +42,9 @@ def test_codes_one_after_the_other(numbers, k, n, scheme):
     expected = _one_by_one(weight, h, 32, nearest)
     order = torch.argsort(h.diagonal(), descending=True, stable=True)
     got = torch.empty_like(weight)
-    got[:, order] = native.round_codes(weight[:, order].T, _inverse_root(h, order), order // 32, scales, zeros, grid.top).T
+    got[:, order] = native.round_codes(
+        weight[:, order].T, _inverse_root(h, order), native.Places(order // 32, scales, zeros, grid.top)
+    ).T
     assert (got == expected).float().mean() > 0.99  # float32 sums in another order: a value half-way may fall either way
     assert got.min() >= 0 and got.max() <= grid.top
 
@@ -52,7 +54,8 @@ def test_codes_one_after_the_other(numbers, k, n, scheme):
 def test_a_sweep_takes_each_code_to_its_best_value(numbers, k, n, scheme):
     weight, h, grid = problem(numbers, k, n, scheme)
     scales, zeros, group = grid.scales.T.contiguous(), grid.zeros.T.contiguous(), torch.arange(k) // 32
-    codes = native.round_codes(weight.T, torch.eye(k), group, scales, zeros, grid.top)
+    places = native.Places(group, scales, zeros, grid.top)
+    codes = native.round_codes(weight.T, torch.eye(k), places)
     assert torch.equal(codes, grid.rounded(weight, 32).codes.T.float())
     wide, s, z = h.double(), scales[group].double(), zeros[group].double()
     expected = codes.double()
@@ -68,7 +71,7 @@ def test_a_sweep_takes_each_code_to_its_best_value(numbers, k, n, scheme):
         return float((off * (wide @ off)).sum())
 
     before = error(codes)
-    native.sweep_codes(start.float(), h, codes, group, scales, zeros, grid.top)
+    native.sweep_codes(start.float(), h, codes, places)
     assert error(codes) < before
     assert abs(error(codes) - error(expected)) < 1e-2 * before
     assert (codes == expected).float().mean() > 0.98
