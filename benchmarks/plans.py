@@ -71,6 +71,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         "",
         "From their configurations alone (`make plans`; `llmc compile DIR --weights none` and `llmc inspect` say it of any",
         "other). In GB of 10⁹ bytes, with a bfloat16 cache: requests at once × positions each.",
+        "A token's cache is what it adds for good: layers with a window keep that alone.",
         "",
         "| model | weights | GB | cache a token | " + " | ".join(c.replace("x", " × ") for c in columns) + " | plan takes |",
         "|---" * (len(columns) + 5) + "|",
