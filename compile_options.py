@@ -29,6 +29,7 @@ class CompileOptions:
     algorithm: str = "rtn"
     calibration: str = ""
     target: tuple[str, ...] = ("cpu",)
+    gpu_layers: int = 0
     context: int = 0
     weights: str = "all"
     trust_remote_code: bool = False
@@ -89,6 +90,10 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
         raise InputError(f"the calibration text {settings.calibration} does not exist")
     if settings.context < 0:
         raise UsageError(f"a context of {settings.context} positions is impossible", "give a positive --context")
+    if settings.gpu_layers < 0:
+        raise UsageError(f"{settings.gpu_layers} layers on the GPU are impossible", "give --gpu-layers at least 1")
+    if settings.gpu_layers and not any(":" in t and not t.startswith("cpu") for t in settings.target):
+        raise UsageError("--gpu-layers has no effect: no target is a GPU", "give --target cuda:sm_90, say, as well")
     schemes(settings)
     _check_auto(settings)
     return settings

@@ -136,7 +136,7 @@ def _compile(
 
     targets = expand_targets(settings.target)
     tuning = _tuning(settings, targets)
-    tools = _toolchains(targets, settings.cc)
+    tools = _toolchains(targets, settings)
     with progress.stage("capture", f"Reading {source}"):
         checkpoint = open_checkpoint(source, trust_remote_code=settings.trust_remote_code, weights=settings.weights == "all")
         _refuse_overwriting(target, checkpoint, force)
@@ -167,11 +167,13 @@ def _compile(
             imported, settings, dump_ir, stored, cache.scales if cache is not None else {}, latent=not targets.gpus
         )
     with progress.stage("codegen", "Generating kernels"):
-        emitted = emit(graph, kv_dtype, targets, tuning)
+        emitted = emit(graph, kv_dtype, targets, tuning, settings.gpu_layers)
     _enforce_strict(settings, emitted.fallbacks)
     with progress.stage("codegen", f"Compiling kernels for {', '.join(targets.names)}"):
         files, entries = emitted.build(targets, settings.cc, progress.each)
     notes: list[str] = list(stored.notes) if stored is not None else []
+    if settings.gpu_layers and emitted.first is None:
+        notes.append(f"--gpu-layers {settings.gpu_layers}: the model has no more layers, all of it runs on the GPU")
     if settings.weights == "all":
         unused = checkpoint.bind(captured.model).unused(getattr(captured.model, "_keys_to_ignore_on_load_unexpected", None) or ())
         if unused:
@@ -279,12 +281,12 @@ def _compile_auto(
     return report
 
 
-def _toolchains(targets: Targets, cc: str) -> dict[str, str]:
+def _toolchains(targets: Targets, settings: CompileOptions) -> dict[str, str]:
     """What compiles the kernels, by the name that the manifest has for it."""
     from .codegen.triton.build import toolchain as triton_toolchain
     from .toolchain.c import toolchain
 
-    found = {"compiler": toolchain(cc)} if targets.levels else {}
+    found = {"compiler": toolchain(settings.cc)} if targets.levels or settings.gpu_layers else {}
     return found | ({"triton": triton_toolchain()} if targets.gpus else {})
 
 

@@ -7,6 +7,7 @@ from .runtime.artifact import Artifact, Check
 from .version import VERSION
 
 FOLDER = "kernels/"
+FIRST = "kernels/first/"
 
 
 def check_rebuild(artifact: Artifact) -> list[Check]:
@@ -22,13 +23,13 @@ def check_rebuild(artifact: Artifact) -> list[Check]:
             f"the artifact was made by llmc {manifest['llmc']}, this is {VERSION}", f"rebuild with llmc {manifest['llmc']}"
         )
     targets = expand_targets(t["name"] for t in manifest["targets"])
-    _check_tools(manifest["toolchain"], bool(targets.levels), bool(targets.gpus))
+    _check_tools(manifest["toolchain"], "compiler" in manifest["toolchain"], bool(targets.gpus))
     tuning = manifest["recipe"].get("tuning")
     tuned = parse_tuning(tuning, f"{artifact.path.name}: its tuning") if tuning is not None else None
     try:
         graph = verify(parse_graph(artifact.read("model.ir").decode()), "reading model.ir")
-        emitted = emit(graph, manifest["model"]["kv_dtype"], targets, tuned)
-    except (LlmcError, UnicodeDecodeError, KeyError) as error:
+        emitted = emit(graph, manifest["model"]["kv_dtype"], targets, tuned, int(manifest["recipe"].get("gpu_layers", 0)))
+    except (LlmcError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{artifact.path.name}: model.ir is not valid: {error}") from error
     files, entries = emitted.build(targets, "", lambda items, what: items, use_cache=False)
     held = {name for name in artifact.members if name.startswith(FOLDER)}
@@ -37,13 +38,14 @@ def check_rebuild(artifact: Artifact) -> list[Check]:
     same = not strange and sources <= held and all(artifact.read(name) == files[name] for name in sources)
     said = f"{strange[0]} does not follow from model.ir" if strange else "the sources do not follow from model.ir"
     checks = [Check("rebuild sources", same, "the sources follow from model.ir" if same else said)]
-    for entry in entries:
-        folder = entry["member"].rpartition("/")[0] + "/"
+    folders = {entry["isa"]: entry["member"].rpartition("/")[0] + "/" for entry in entries}
+    folders |= {"the first layers": FIRST} if any(name.startswith(FIRST) for name in files) else {}
+    for what, folder in folders.items():
         made = [name for name in files if name.startswith(folder)]
         equal = all(artifact.has(name) and artifact.read(name) == files[name] for name in made)
         checks.append(
             Check(
-                f"rebuild {entry['isa']}",
+                f"rebuild {what}",
                 equal,
                 "the kernels are what the sources say, to the byte" if equal else "the kernels differ from what the sources give",
             )

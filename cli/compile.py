@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..errors import GateFailed, RecipeError, UnsupportedError, UsageError, nearest
+from ..errors import GateFailed, RecipeError, UsageError, nearest
 from ..runtime.sizes import show_size
 from .main import emit
 from .options import as_json, compiling, debug
@@ -41,7 +41,12 @@ PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning", "work", "t
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--target-size", default="", metavar="SIZE", help="With --quant auto: the size to meet.")
 @click.option("--plot", default="", metavar="FILE.svg", help="With --quant auto: draw quality against size.")
-@click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU.")
+@click.option(
+    "--gpu-layers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With a GPU target: the last N layers and the head run on the GPU, those before on the CPU.  [default: all on the GPU]",
+)
 @click.option("--tuning", default="", metavar="TABLE.json", help="A table by llmc tune: how much CPU kernels take at a time.")
 @click.option("--lora", multiple=True, metavar="DIR", help="Merge a LoRA adapter (PEFT's folder), DIR or DIR=SCALE; repeatable.")
 @as_json
@@ -61,8 +66,7 @@ def command(ctx: click.Context, /, as_json: bool, recipe: str | None, **options:
         raise UsageError("SRC is missing", "llmc compile SRC -o OUT.llmc")
     if not out:
         raise UsageError("-o OUT.llmc is missing", "llmc compile SRC -o OUT.llmc")
-    if options.pop("gpu_layers"):
-        raise UnsupportedError("--gpu-layers: a model that is cut between CPU and GPU is not supported yet")
+    options["gpu_layers"] = options["gpu_layers"] or 0
     from ..pipeline import compile as run
 
     try:

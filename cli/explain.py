@@ -26,7 +26,8 @@ def command(artifact: str, target: str, as_json: bool) -> None:
     if target and target not in names:
         raise EnvironmentLacks(f"{artifact} holds no target {target}", f"it holds {', '.join(names) or 'none'}")
     chosen = names.index(target) if target else 0
-    kernels = manifest["targets"][chosen]["kernels"] if names else []
+    entry = manifest["targets"][chosen] if names else {"kernels": []}
+    kernels = [*(entry.get("first") or {"kernels": []})["kernels"], *entry["kernels"]]
     nodes = _nodes(kernels, manifest["fallbacks"])
     if as_json:
         emit(

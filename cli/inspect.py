@@ -49,7 +49,9 @@ def command(artifact: str, as_json: bool) -> None:
     for glob, scheme in manifest["quant"].items():
         click.echo(f"  {glob}: {scheme}")
     for target in manifest["targets"]:
-        click.echo(f"target {target['name']}: {show_size(target['bytes'])}, {len(target['kernels'])} kernels")
+        first = target.get("first")
+        before = f"; the {first['layers']} layers before its own run on the CPU ({', '.join(first['levels'])})" if first else ""
+        click.echo(f"target {target['name']}: {show_size(target['bytes'])}, {len(target['kernels'])} kernels{before}")
         for kernel in target["kernels"]:
             if "registers" in kernel:
                 facts = f"{kernel['registers']} registers, {kernel['shared_bytes']} bytes shared, {kernel['threads']} threads"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir.graph import Graph
 from ..errors import UnsupportedError, UsageError, nearest
 from ..runtime.plan import BLOCK, STEP
+from .cut import cut
 from .lowering import Cache, WeightSpec, place_caches, unique_names
 from .tuning import Tuning
 
 if TYPE_CHECKING:
+    from .cpu.lower import Lowered as CpuLowered
     from .cpu.render import Rendered
     from .triton.lower import Lowered
     from .triton.target import GpuTarget
@@ -69,91 +71,127 @@ def _block_bytes(cache: Cache) -> int:
 
 
 @dataclass(frozen=True)
+class First:
+    """The layers before a cut, for CPUs: what they hand on has `width` floats a token."""
+
+    rendered: Rendered
+    layers: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Emitted:
-    """A graph's code before it is compiled: `rendered` for CPUs, `plans` for GPUs, one for each kind; either may be missing."""
+    """A graph's code before it is compiled: `rendered` for CPUs, `plans` for GPUs, one for each kind; either may be missing. `first`: the layers
+    that CPUs compute before the plans do the rest. `tables`: as `place_caches` has it, in all targets of the file."""
 
     rendered: Rendered | None
     plans: list[tuple[GpuTarget, Lowered]]
     weights: list[WeightSpec]
+    tables: str
+    first: First | None = None
 
     @property
     def fallbacks(self) -> list[dict[str, str]]:
-        return self.rendered.lowered.fallbacks if self.rendered is not None else self.plans[0][1].fallbacks if self.plans else []
+        if self.rendered is not None:
+            return self.rendered.lowered.fallbacks
+        before = self.first.rendered.lowered.fallbacks if self.first is not None else []
+        return before + (self.plans[0][1].fallbacks if self.plans else [])
 
     def memory_plan(self) -> dict[str, int | list[int]]:
         """Bytes of the weights, of a cache block (one of every region), of a request's states over all layers, and of the buffers at the
         default step size; for each table of blocks, how many positions its layers see at most: `reaches`, 0 for all."""
         from .weights import packed_bytes
 
-        lowered = self.rendered.lowered if self.rendered is not None else self.plans[0][1]
-        places = place_caches(lowered.caches, alike=bool(self.plans))
-        block = sum(max(_block_bytes(lowered.caches[i]) for i in held) for held in places.regions)
-        slots, _ = lowered.slots()
-        buffers = sum(s["tokens"] * STEP + s["rows"] * STEP_ROWS + s["fixed"] for s in slots)
-        states = 0
-        if self.rendered is not None:
-            buffers += self.rendered.lowered.limits["shared_row_bytes"] * STEP
-            states = 4 * sum(self.rendered.lowered.states)
+        rendered = self.rendered or (self.first.rendered if self.first is not None else None)
+        on_cpu = [rendered.lowered] if rendered is not None else []
+        parts: list[CpuLowered | Lowered] = [*on_cpu, *([self.plans[0][1]] if self.rendered is None else [])]
+        caches = [cache for part in parts for cache in part.caches]
+        places = place_caches(caches, self.tables)
+        buffers = sum(s["tokens"] * STEP + s["rows"] * STEP_ROWS + s["fixed"] for part in parts for s in part.slots()[0])
         return {
             "weight_bytes": sum(map(packed_bytes, self.weights)),
-            "cache_bytes_per_block": block,
-            "state_bytes_per_request": states,
+            "cache_bytes_per_block": sum(max(_block_bytes(caches[i]) for i in held) for held in places.regions),
+            "state_bytes_per_request": 4 * sum(sum(part.states) for part in on_cpu),
             "reaches": list(places.reaches),
-            "buffer_bytes": buffers,
+            "buffer_bytes": buffers + sum(part.limits["shared_row_bytes"] * STEP for part in on_cpu),
         }
 
     def build(
         self, targets: Targets, cc: str, each: Callable[[Iterable[Any], str], Iterable[Any]], *, use_cache: bool = True
     ) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
         """The artifact's members under kernels/, and the manifest's entries of the targets."""
+        from ..toolchain.c import build
+        from .weights import packed_bytes
+
         files: dict[str, bytes] = {}
         entries: list[dict[str, Any]] = []
-        if self.rendered is not None:
-            from ..toolchain.c import build
 
-            files.update({f"kernels/cpu/source/{name}": text.encode() for name, text in self.rendered.sources.items()})
-            for level in each(targets.levels, "levels"):
-                binary = build(self.rendered.sources, level, cc, use_cache=use_cache)
-                member = f"kernels/cpu/{level}/step.so"
-                files[member] = binary
+        def objects(rendered: Rendered, folder: str, levels: Iterable[str]) -> Iterator[tuple[str, str]]:
+            """Each level and its member, compiled."""
+            files.update({f"{folder}/source/{name}": text.encode() for name, text in rendered.sources.items()})
+            for level in each(levels, "levels"):
+                member = f"{folder}/{level}/step.so"
+                files[member] = build(rendered.sources, level, cc, use_cache=use_cache)
+                yield level, member
+
+        if self.rendered is not None:
+            for level, member in objects(self.rendered, "kernels/cpu", targets.levels):
                 entries.append({
-                    "name": f"cpu:{level}", "isa": level, "member": member, "bytes": len(binary), "weights": len(self.rendered.lowered.weights),
+                    "name": f"cpu:{level}", "isa": level, "member": member, "bytes": len(files[member]), "weights": len(self.rendered.lowered.weights),
                     "kernels": list(self.rendered.kernels),
                 })  # fmt: skip
+        names = dict(zip((spec.key for spec in self.weights), unique_names(self.weights), strict=True))
+        first = None
+        if self.first is not None:
+            made = self.first.rendered
+            first = {
+                "layers": self.first.layers, "width": self.first.width, "weights": [names[spec.key] for spec in made.lowered.weights],
+                "levels": dict(objects(made, "kernels/first", targets.levels or CPU_LEVELS)), "kernels": list(made.kernels),
+                "cache_bytes_per_block": sum(map(_block_bytes, made.lowered.caches)),
+            }  # fmt: skip
         if self.plans:
             from .triton.build import build as build_plan
             from .triton.build import sources
 
             held = sources([plan for _, plan in self.plans])
             files.update({f"kernels/triton/source/{name}": text.encode() for name, text in held.items()})
-            names = dict(zip((spec.key for spec in self.weights), unique_names(self.weights), strict=True))
             for gpu, plan in each(self.plans, "chips"):
-                built = build_plan(plan, gpu, [names[spec.key] for spec in plan.weights], use_cache=use_cache)
+                built = build_plan(plan, gpu, [names[spec.key] for spec in plan.weights], self.tables, use_cache=use_cache)
                 folder = f"kernels/{gpu.family}/{gpu.arch}"
                 files.update({f"{folder}/{name}": data for name, data in built.files.items()})
                 entries.append({
                     "name": gpu.name, "isa": gpu.arch, "member": f"{folder}/plan.json", "bytes": sum(map(len, built.files.values())), "weights": len(plan.weights),
                     "kernels": list(built.kernels),
-                })  # fmt: skip
+                } | ({"first": {**first, "device_weight_bytes": sum(map(packed_bytes, plan.weights))}} if first is not None else {}))  # fmt: skip
         return files, entries
 
 
-def emit(graph: Graph, kv_dtype: str, targets: Targets, tuning: Tuning | None = None) -> Emitted:
-    """Lower a graph for the families of its targets, with the package's own tuning unless another is given. Raises UnsupportedError
+def emit(graph: Graph, kv_dtype: str, targets: Targets, tuning: Tuning | None = None, gpu_layers: int = 0) -> Emitted:
+    """Lower a graph for the families of its targets, with the package's own tuning unless another is given. gpu_layers: the GPU's are the
+    last so many layers and the head, the CPU's those before; 0, or no fewer than there are: all are the GPU's. Raises UnsupportedError
     naming what one of them has no kernel for."""
-    rendered, plans = None, []
-    weights: list[WeightSpec] = []
-    if targets.levels:
+    held: dict[tuple[object, ...], WeightSpec] = {}
+
+    def named(specs: list[WeightSpec]) -> list[str]:
+        """Names in the artifact, which follow from the weights that are known so far."""
+        for spec in specs:
+            held.setdefault(spec.key, spec)
+        names = dict(zip(held, unique_names(list(held.values())), strict=True))
+        return [names[spec.key] for spec in specs]
+
+    rendered, first, plans = None, None, []
+    parts = cut(graph, gpu_layers) if gpu_layers and targets.gpus else None
+    tables = "one" if parts is not None else "alike" if targets.gpus else "each"
+    if targets.levels or parts is not None:
         from .cpu.render import render
 
-        rendered = render(graph, kv_dtype, tuning, alike=bool(targets.gpus))
-        weights += rendered.lowered.weights
+        rendered = render(graph, kv_dtype, tuning, tables=tables, named=named) if targets.levels else None
+        if parts is not None:
+            first = First(render(parts.first, kv_dtype, tuning, tables=tables, named=named), parts.layers, parts.width)
     if targets.gpus:
         from .triton.lower import lower
 
-        plans = [(gpu, lower(graph, kv_dtype, gpu)) for gpu in targets.gpus]
-        held = {spec.key: spec for spec in weights}
-        for spec in (spec for _, plan in plans for spec in plan.weights):
-            held.setdefault(spec.key, spec)
-        weights = list(held.values())
-    return Emitted(rendered, plans, weights)
+        plans = [(gpu, lower(parts.second if parts is not None else graph, kv_dtype, gpu)) for gpu in targets.gpus]
+        for _, plan in plans:
+            named(plan.weights)
+    return Emitted(rendered, plans, list(held.values()), tables, first)

@@ -31,7 +31,9 @@ from ..quant.scheme import Scheme, parse_scheme
 from .expression import Expr
 from .layout import BYTES, Buffer, Layout, dense_type, storage
 
-INPUTS = {"%input_ids": 0, "%position_ids": 1, "%logits_rows": 2}
+CARRY = "%carry"
+"""What the layers before a cut hand to those after it, an input of the second part: [1,T,W] float32."""
+INPUTS = {"%input_ids": 0, "%position_ids": 1, "%logits_rows": 2, CARRY: 3}
 WHOLE_COST = 4
 """A layer that sees everything counts as much as this many with a window, where a region of a block may stay unused."""
 MOST_COST = 1.1
@@ -89,9 +91,11 @@ class CachePlaces:
         return [[i for i, (_, region) in enumerate(self.places) if region == r] for r in range(count)]
 
 
-def place_caches(caches: Sequence[Cache], *, alike: bool) -> CachePlaces:
+def place_caches(caches: Sequence[Cache], tables: str = "each") -> CachePlaces:
     """A table for the caches of one reach, or several of equal size: as large as they may be without leaving many regions of a block unused.
-    alike: one table for all, unless the caches of a region have one shape."""
+    tables: "alike", one table for all unless the caches of a region have one shape; "one", one table for all."""
+    if tables == "one":
+        return CachePlaces((0,), tuple((0, i) for i in range(len(caches))))
     kinds: dict[int, list[int]] = {}
     for i, cache in enumerate(caches):
         kinds.setdefault(cache.reach, []).append(i)
@@ -111,8 +115,8 @@ def place_caches(caches: Sequence[Cache], *, alike: bool) -> CachePlaces:
             places[i] = (len(reaches) + at // size, at % size)
         reaches += [reach] * -(-len(held) // size)
     made = CachePlaces(tuple(reaches), tuple(places))
-    if alike and any(len({replace(caches[i], reach=0) for i in held}) > 1 for held in made.regions):
-        return place_caches([replace(c, reach=0) for c in caches], alike=True)
+    if tables == "alike" and any(len({replace(caches[i], reach=0) for i in held}) > 1 for held in made.regions):
+        return place_caches(caches, "one")
     return made
 
 
@@ -143,7 +147,7 @@ class Lowering(ABC):
     def walk(self) -> Layout:
         """Lower every node; the layout of the logits."""
         for value in self.graph.inputs:
-            buffer = Buffer(-1 - INPUTS[value.name], "i32", product(value.type.shape))
+            buffer = Buffer(-1 - INPUTS[value.name], "f32" if value.name == CARRY else "i32", product(value.type.shape))
             self.layouts[value.name] = Layout.dense(buffer, value.type.shape)
         for node in self.graph.nodes:
             if node.outputs[0].name not in self.static or (isinstance(node.op, Full) and node.output.type.shape == ()):

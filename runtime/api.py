@@ -20,7 +20,7 @@ from .artifact import Artifact, open_artifact
 from .blocks import BlockPool
 from .config import RunConfig
 from .engine import Engine, Event, FinishEvent, Request, TokenEvent
-from .executors.choose import driver_module, is_gpu
+from .executors.choose import driver_module, is_gpu, target_entry
 from .executors.cpu import CpuExecutor
 from .plan import reaches
 from .sampling import SamplingParams
@@ -30,6 +30,7 @@ from .tokenizer import ArtifactTokenizer
 
 if TYPE_CHECKING:
     from .executors.launch import LaunchExecutor
+    from .executors.split import SplitExecutor
 
 Prompt = str | Sequence[int]
 Logits = npt.NDArray[np.float32]
@@ -251,32 +252,22 @@ class Model:
         self.close()
 
 
-def _open_executor(artifact: Artifact, config: RunConfig) -> CpuExecutor | LaunchExecutor:
+def _open_executor(artifact: Artifact, config: RunConfig) -> CpuExecutor | LaunchExecutor | SplitExecutor:
     """The executor of the target that was resolved."""
+    family, _, detail = config.target.partition(":")
+    sizes: dict[str, Any] = {
+        "max_tokens": config.max_tokens, "max_sequences": config.max_batch, "max_rows": config.max_rows, "context": config.context, "blocks": config.blocks,
+    }  # fmt: skip
     if not is_gpu(config.target):
-        return CpuExecutor(
-            artifact,
-            threads=config.threads,
-            max_tokens=config.max_tokens,
-            max_sequences=config.max_batch,
-            max_rows=config.max_rows,
-            context=config.context,
-            blocks=config.blocks,
-            slots=config.slots,
-            isa=config.target.partition(":")[2],
-        )
+        return CpuExecutor(artifact, threads=config.threads, slots=config.slots, isa=detail, **sizes)
+    driver = driver_module(family).open_driver()
+    if "first" in target_entry(artifact, config.target):
+        from .executors.split import SplitExecutor
+
+        return SplitExecutor(artifact, config.target, driver, threads=config.threads, slots=config.slots, **sizes)
     from .executors.launch import LaunchExecutor
 
-    return LaunchExecutor(
-        artifact,
-        config.target,
-        driver_module(config.target.partition(":")[0]).open_driver(),
-        max_tokens=config.max_tokens,
-        max_sequences=config.max_batch,
-        max_rows=config.max_rows,
-        context=config.context,
-        blocks=config.blocks,
-    )
+    return LaunchExecutor(artifact, config.target, driver, **sizes)
 
 
 def _collect(result: Generation, event: Event) -> None:

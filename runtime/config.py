@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..errors import UsageError
 from .artifact import Artifact
 from .cpu_info import free_memory, memory_limit, usable_cpus
-from .executors.choose import choose_target, device_free_bytes, is_gpu
+from .executors.choose import choose_target, device_free_bytes, is_gpu, target_entry
 from .plan import blocks_for, positions_within, reaches, slots_for, state_bytes
 from .sizes import parse_size, show_size
 
@@ -56,7 +56,13 @@ class RunConfig:
         weights = int(manifest["memory_plan"]["weight_bytes"])
         if is_gpu(chosen):
             total = free = device_free_bytes(chosen)
-            free -= weights
+            first = target_entry(artifact, chosen).get("first")
+            if first is None:
+                free -= weights
+            else:  # the device holds its own layers' weights and cache, the host's memory the others
+                whole, there = (int(d["cache_bytes_per_block"]) for d in (manifest["memory_plan"], first))
+                free = (free - int(first["device_weight_bytes"])) * whole // max(1, whole - there)
+                free, total = min(free, free_memory()), memory_limit()
         else:
             total, free = memory_limit(), free_memory()
         slots = slots_for(manifest, budget, batch, free)

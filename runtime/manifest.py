@@ -107,7 +107,12 @@ KERNEL = Fields(
     {"name": text, "kernel": text, "scheme": text, "calls": whole, "weight_bytes": whole, "operations": whole},
     {"modules": Each(text), "reason": text},
 )
-TARGET = Fields({"name": text, "isa": text, "member": text, "bytes": whole, "kernels": Each(KERNEL)}, {"weights": whole})
+FIRST = Fields({
+    "layers": positive, "width": positive, "weights": Each(text), "levels": Texts(), "kernels": Each(KERNEL), "cache_bytes_per_block": whole, "device_weight_bytes": whole,
+})  # fmt: skip
+TARGET = Fields(
+    {"name": text, "isa": text, "member": text, "bytes": whole, "kernels": Each(KERNEL)}, {"weights": whole, "first": FIRST}
+)
 PLAN = Fields(
     {"weight_bytes": whole, "cache_bytes_per_block": whole, "buffer_bytes": whole},
     {"state_bytes_per_request": whole, "reaches": Each(whole)},
@@ -144,6 +149,11 @@ def problem(manifest: Any) -> str:
             return f"the target {target['name'][:40]} is none that this llmc knows"
         if target["member"] not in members:
             return f"the target {target['name']} has no {target['member'][:80]}"
+        first = target.get("first") or {"levels": {}, "weights": []}
+        if not set(first["levels"]) <= set(LEVELS) or not set(first["levels"].values()) <= members:
+            return f"the layers before those of {target['name']} have no kernels"
+        if not set(first["weights"]) <= {name for name, _ in manifest["weights"]}:
+            return f"the layers before those of {target['name']} read weights that are not listed"
     return _canary_problem(manifest["canary"], manifest["model"])
 
 

@@ -84,7 +84,7 @@ class Program:
             packed = packer.pack(spec)
             assert packed.nbytes == packed_bytes(spec), (name, spec.pack)
             weights.add(name, packed)
-        self.reaches = place_caches(rendered.lowered.caches, alike=False).reaches
+        self.reaches = place_caches(rendered.lowered.caches).reaches
         member = f"kernels/cpu/{level}/step.so"
         manifest = {
             **BASE,

@@ -17,7 +17,7 @@ from ...compiler.ir.graph import Graph
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
 from ...quant.levels import FOUR_BITS
 from ...runtime.artifact import layout_digest
-from ..lowering import INPUTS, Pointer, place_caches, unique_names
+from ..lowering import INPUTS, Pointer, WeightSpec, place_caches, unique_names
 from ..packing import FIELDS
 from ..tuning import Tuning, shipped_tuning
 from . import generic
@@ -71,9 +71,16 @@ class _Segment:
     width: int
 
 
-def render(graph: Graph, kv_kind: str, tuning: Tuning | None = None, *, alike: bool = False) -> Rendered:
-    """The C sources of a graph's step. The same graph and tuning (by default the package's own) give the same bytes. alike: as
-    `place_caches` has it."""
+def render(
+    graph: Graph,
+    kv_kind: str,
+    tuning: Tuning | None = None,
+    *,
+    tables: str = "each",
+    named: Callable[[list[WeightSpec]], list[str]] = unique_names,
+) -> Rendered:
+    """The C sources of a graph's step. The same graph and tuning (by default the package's own) give the same bytes. tables: as
+    `place_caches` has it; named: the weights' names in the artifact."""
     lowered = lower(graph, kv_kind)
     slots, slot_of = lowered.slots()
     numbers, kernels = _number_kernels(lowered.calls)
@@ -106,7 +113,7 @@ def render(graph: Graph, kv_kind: str, tuning: Tuning | None = None, *, alike: b
     }
     attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
     kv = sorted(kinds["kv"] - {"f32"})
-    limits, places = lowered.limits, place_caches(lowered.caches, alike=alike)
+    limits, places = lowered.limits, place_caches(lowered.caches, tables)
     step = environment.get_template("step.c.j2").render(
         **common,
         amx_kinds=AMX_KINDS,
@@ -126,7 +133,7 @@ def render(graph: Graph, kv_kind: str, tuning: Tuning | None = None, *, alike: b
         states=lowered.states,
         kernel_names=[k["name"] for k in kernels],
         abi=ABI,
-        layout=layout_digest(unique_names(lowered.weights), _vocabulary(graph)),
+        layout=layout_digest(named(lowered.weights), _vocabulary(graph)),
         max_k=limits["k"],
         attention_rows=limits["attention_rows"],
         max_dk=limits["dk"],

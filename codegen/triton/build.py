@@ -52,8 +52,9 @@ def sources(plans: Sequence[Lowered]) -> dict[str, str]:
     return modules
 
 
-def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: bool = True) -> Built:
-    """Compile a plan's kernels for a chip; `names` are its weights' in the artifact. The same plan, target and Triton give the same bytes.
+def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "alike", *, use_cache: bool = True) -> Built:
+    """Compile a plan's kernels for a chip; `names` are its weights' in the artifact, `tables` is as `place_caches` has it. The same plan, target
+    and Triton give the same bytes.
 
     Raises UnsupportedError when a kernel needs more shared memory than the chip has, LlmcError when Triton refuses one.
     """
@@ -89,13 +90,13 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], *, use_cache: b
             "name": kernel.name, "kernel": kernel.function, "bytes": len(binary), "shared_bytes": fact["shared"], "threads": fact["warps"] * target.warp,
             "registers": found.get("registers"), "scheme": schemes.get(kernel.name, ""), "weight_bytes": weight_bytes.get(kernel.name, 0), "operations": operations.get(kernel.name, 0), "target": target.arch, "calls": len(uses[kernel.name]), "modules": uses[kernel.name], "reason": "",
         })  # fmt: skip
-    files["plan.json"] = json.dumps(_json(lowered, facts, target, names), separators=(",", ":"), sort_keys=True).encode()
+    files["plan.json"] = json.dumps(_json(lowered, facts, target, names, tables), separators=(",", ":"), sort_keys=True).encode()
     return Built(files, tuple(listed))
 
 
-def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: list[str]) -> dict[str, Any]:
+def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: list[str], tables: str) -> dict[str, Any]:
     slots, slot_of = lowered.slots()
-    places = place_caches(lowered.caches, alike=True)
+    places = place_caches(lowered.caches, tables)
 
     def argument(item: list[Any]) -> list[Any]:
         if item[0] == "buffer":
@@ -115,6 +116,7 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
         "buffers": slots,
         "logits": slot_of[lowered.logits.id],
         "vocabulary": lowered.vocabulary,
+        "carry": lowered.carry,
         "caches": [
             {"groups": c.groups, "dk": c.dk, "dv": c.dv, "kind": c.kind, "table": table, "region": region}
             for c, (table, region) in zip(lowered.caches, places.places, strict=True)

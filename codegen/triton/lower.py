@@ -28,7 +28,7 @@ from ...quant.levels import FOUR_BITS
 from ...quant.scheme import Scheme, parse_scheme
 from ...runtime.plan import BLOCK, FEW_SPLITS, SHORT, SPLIT, SPLITS
 from ..layout import BYTES, Buffer, Layout
-from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
+from ..lowering import CARRY, Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import FIELDS, kind_of
 from . import generic
 from .target import GpuTarget
@@ -150,7 +150,7 @@ class Stored:
 
 @dataclass
 class Lowered:
-    """The plan before its kernels are compiled."""
+    """The plan before its kernels are compiled. `carry`: floats a token that layers before these, elsewhere, hand to them."""
 
     launches: list[Launch]
     weights: list[WeightSpec]
@@ -163,6 +163,7 @@ class Lowered:
     tables: dict[str, tuple[float, ...]]
     part_floats: int
     fallbacks: list[dict[str, str]]
+    carry: int = 0
 
     def slots(self) -> tuple[list[dict[str, int]], dict[int, int]]:
         """The arena's slots, in bytes a token, a row and fixed; and each buffer's."""
@@ -227,7 +228,7 @@ class GpuLowering(Lowering):
         self._launch(None, ["scratch:part", "output:tokens"], kernel, [["DRAWS", 1, 1]], when="greedy")
         return Lowered(
             self.launches, self.weights, self.device, self.buffers, self.caches, logits.buffer, vocabulary, self.functions, self.tables,
-            self.part_floats, self.fallbacks,
+            self.part_floats, self.fallbacks, next((int(str(v.type.shape[-1])) for v in self.graph.inputs if v.name == CARRY), 0),
         )  # fmt: skip
 
     # --- launches -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from ...errors import EnvironmentLacks, UsageError, nearest
 from ..artifact import Artifact
@@ -15,6 +16,11 @@ FAMILIES = {"cuda": "cuda", "rocm": "hip"}
 def is_gpu(target: str) -> bool:
     """Whether a target's name is a GPU's."""
     return target.partition(":")[0] in FAMILIES
+
+
+def target_entry(artifact: Artifact, target: str) -> dict[str, Any]:
+    """What the manifest says of a target."""
+    return next(t for t in artifact.manifest["targets"] if t["name"] == target)
 
 
 def driver_module(family: str) -> ModuleType:

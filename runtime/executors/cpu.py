@@ -57,9 +57,31 @@ class _Sampling(ctypes.Structure):
     ]  # fmt: skip
 
 
-def choose_level(artifact: Artifact, wanted: str = "") -> str:
-    """The level to run: the fastest that the file has and this CPU runs, or the wanted one. Raises EnvironmentLacks."""
-    held = {t["isa"] for t in artifact.manifest["targets"] if t["name"].startswith("cpu")}
+@dataclass(frozen=True, slots=True)
+class _Kernels:
+    """One level's shared object: its member, the tensors that it reads, in their order, and how many floats a row of its result has."""
+
+    member: str
+    weights: list[str]
+    width: int
+
+
+def _kernels(artifact: Artifact, level: str, first: dict[str, Any] | None) -> _Kernels:
+    if first is not None:
+        return _Kernels(first["levels"][level], first["weights"], int(first["width"]))
+    entry = next(t for t in artifact.manifest["targets"] if t.get("isa") == level)
+    names = [n for n, _ in artifact.manifest["weights"]]
+    return _Kernels(entry["member"], names[: int(entry.get("weights", len(names)))], int(artifact.manifest["model"]["vocab"]))
+
+
+def choose_level(artifact: Artifact, wanted: str = "", first: dict[str, Any] | None = None) -> str:
+    """The level to run: the fastest that the file has and this CPU runs, or the wanted one; of the layers before a GPU's where `first` is
+    their entry in the manifest. Raises EnvironmentLacks."""
+    held = (
+        set(first["levels"])
+        if first is not None
+        else {t["isa"] for t in artifact.manifest["targets"] if t["name"].startswith("cpu")}
+    )
     here = available_levels()
     if wanted:
         if wanted not in LEVELS:
@@ -84,7 +106,11 @@ def choose_level(artifact: Artifact, wanted: str = "") -> str:
 
 
 class CpuExecutor:
-    """Runs steps of one artifact. Owns the shared object's state: arena, cache and threads; `close()` frees them."""
+    """Runs steps of one artifact. Owns the shared object's state: arena, cache and threads; `close()` frees them.
+
+    With `first`, an entry of a GPU target in the manifest, it runs the layers before the GPU's: `logits` are then what they hand on, a
+    row [W] for each token of the step.
+    """
 
     def __init__(
         self,
@@ -98,20 +124,21 @@ class CpuExecutor:
         blocks: int,
         slots: int = 0,
         isa: str = "",
+        first: dict[str, Any] | None = None,
     ) -> None:
         if not artifact.has("weights/model.safetensors"):
             raise EnvironmentLacks(
                 f"{artifact.path.name} was compiled without weights", "compile it with --weights all to run it"
             )
         self.artifact = artifact
-        self.level = choose_level(artifact, isa)
-        self.vocabulary = int(artifact.manifest["model"]["vocab"])
+        self.level = choose_level(artifact, isa, first)
+        kernels = _kernels(artifact, self.level, first)
+        self.vocabulary = kernels.width
         self.blocks = blocks
-        self._library, self._handle = _load(artifact, self.level)
+        self._library, self._handle = _load(artifact, self.level, kernels)
         tensors = artifact.tensors
         base = artifact.base_address
-        names = _weight_names(artifact, self.level)
-        pointers = (ctypes.c_void_p * len(names))(*[base + tensors[n][0] for n in names])
+        pointers = (ctypes.c_void_p * len(kernels.weights))(*[base + tensors[n][0] for n in kernels.weights])
         self._max_rows = max_rows
         check_block_tables(artifact.path.name, artifact.manifest, self._library.llmc_block_tables())
         if slots < 1 and self._library.llmc_state_bytes_per_slot():
@@ -270,22 +297,14 @@ def _row(row: SamplingRow) -> _Sampling:
     return made
 
 
-def _weight_names(artifact: Artifact, level: str) -> list[str]:
-    """The tensors that a level's kernels read, in their order: the first of the file's."""
-    entry = next(t for t in artifact.manifest["targets"] if t.get("isa") == level)
-    names = [n for n, _ in artifact.manifest["weights"]]
-    return names[: int(entry.get("weights", len(names)))]
-
-
-def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
+def _load(artifact: Artifact, level: str, kernels: _Kernels) -> tuple[Any, int]:
     """dlopen the level's shared object from memory: no temporary file is left behind.
 
     The descriptor stays open as long as the library: the loader knows libraries by path, and this path is the descriptor's number.
     """
-    name = next(t["member"] for t in artifact.manifest["targets"] if t.get("isa") == level)
     handle = os.memfd_create("llmc-kernels")
     try:
-        os.write(handle, artifact.read(name))
+        os.write(handle, artifact.read(kernels.member))
         library = ctypes.CDLL(f"/proc/self/fd/{handle}")
     except OSError as error:
         os.close(handle)
@@ -312,8 +331,7 @@ def _load(artifact: Artifact, level: str) -> tuple[Any, int]:
         found.restype, found.argtypes = result, arguments
     if not library.llmc_usable():
         raise EnvironmentLacks(f"the kernel of this machine does not let the process use {level}", "run with --isa x86-64-v4")
-    names = _weight_names(artifact, level)
-    if library.llmc_layout().decode() != layout_digest(names, artifact.manifest["model"]["vocab"]):
+    if library.llmc_layout().decode() != layout_digest(kernels.weights, kernels.width):
         raise ArtifactError(
             f"{artifact.path.name}: its kernels were made for other weights than its manifest lists",
             "the file is altered: fetch or compile it again",

@@ -16,6 +16,7 @@ from ..artifact import Artifact
 from ..drivers.driver import Driver, as_bytes
 from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, check_block_tables
 from ..sampling import Draw, SamplingRow
+from .choose import target_entry
 from .cpu import Batch
 
 ALIGN = 256
@@ -23,6 +24,8 @@ PART_BYTES = 64 << 20
 FEW = 8
 """Sequences up to which a step's splits are few."""
 GRAPHS = 64
+CARRY = 3
+"""The number of the input that layers elsewhere make."""
 ELEMENT = {"f32": 4, "f16": 2, "bf16": 2}
 Ints = npt.NDArray[np.int32]
 
@@ -46,9 +49,9 @@ class LaunchExecutor:
         self.artifact, self.level, self.blocks = artifact, target, blocks
         self.vocabulary = int(artifact.manifest["model"]["vocab"])
         self._driver = driver
-        entry = next(t for t in artifact.manifest["targets"] if t["name"] == target)
-        folder = entry["member"].rpartition("/")[0]
-        self._plan = json.loads(artifact.read(entry["member"]))
+        member = target_entry(artifact, target)["member"]
+        folder = member.rpartition("/")[0]
+        self._plan = json.loads(artifact.read(member))
         if self._plan.get("version") != PLAN_VERSION:
             raise ArtifactError(
                 f"{artifact.path.name}: its plan for {target} has version {self._plan.get('version')}, this llmc reads {PLAN_VERSION}",
@@ -77,6 +80,7 @@ class LaunchExecutor:
         self._block_tables = 1 + max((cache["table"] for cache in self._plan["caches"]), default=0)
         check_block_tables(artifact.path.name, artifact.manifest, self._block_tables)
         self._part = driver.allocate(PART_BYTES)
+        self._carry = driver.allocate(4 * max_tokens * int(self._plan.get("carry", 0)))
         walked = [x["variants"] for x in self._plan["launches"] if any(v[3] for v in x["variants"])]
         self._tiles = {
             step: sorted({next(v[3] for v in variants if v[0] == 0 or step <= v[0]) for variants in walked})
@@ -211,12 +215,15 @@ class LaunchExecutor:
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
-    def run(self, batch: Batch) -> None:
-        """Compute a step; `logits` and `sample` then see its rows."""
+    def run(self, batch: Batch, carry: npt.NDArray[np.float32] | None = None) -> None:
+        """Compute a step; `logits` and `sample` then see its rows. carry: where the plan goes on after layers that are elsewhere, what those
+        hand to it, [T, W]."""
         tokens, sequences, rows = int(batch.ids.size), int(batch.pos.size), int(batch.row_tokens.size)
         if tokens > self._max_tokens or sequences > self._max_sequences or rows > self._max_rows or tokens < 1:
             raise LlmcError(f"a step of {tokens} tokens and {sequences} sequences is larger than the executor was made for")
         sizes, addresses = self._stage(batch)
+        if carry is not None:
+            self._driver.upload(self._carry, as_bytes(carry))
         self._logits = None
         key = tuple(sizes[k] for k in sorted(sizes))
         if tokens == sequences and key in self._graphs:
@@ -304,6 +311,8 @@ class LaunchExecutor:
             return self._tables[argument[1]]
         if kind == "input":
             name = argument[1]
+            if name == CARRY:
+                return self._carry + int(argument[2])
             return (
                 self._sample_rows
                 if name == "sample_rows"

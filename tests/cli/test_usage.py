@@ -107,7 +107,6 @@ def test_impossible_usage_is_2(fails, source, artifact, here, args):
 @pytest.mark.parametrize(
     "args",
     [
-        ["compile", "SRC", "-o", "x.llmc", "--gpu-layers", "3"],
         ["export", "x", "--from", "SRC", "--format", "awq", "--quant", "int8"],
     ],
     ids=lambda v: " ".join(v)[:70],

@@ -13,8 +13,10 @@ interpret()
 
 import numpy as np
 from llmc.runtime.artifact import open_artifact
+from llmc.runtime.executors.choose import target_entry
 from llmc.runtime.executors.cpu import Batch
 from llmc.runtime.executors.launch import LaunchExecutor
+from llmc.runtime.executors.split import SplitExecutor
 from llmc.runtime.plan import reaches
 from llmc.runtime.sampling import SamplingRow
 
@@ -27,15 +29,13 @@ def main(path: str, target: str, out: str, seed: int) -> None:
             m.rpartition("/")[2]: artifact.read(m).decode() for m in artifact.members if m.startswith("kernels/triton/source/")
         }
         count = len(reaches(artifact.manifest))
-        executor = LaunchExecutor(
-            artifact,
-            target,
-            InterpreterDriver(sources),
-            max_tokens=64,
-            max_sequences=4,
-            max_rows=64,
-            context=256,
-            blocks=16 * count,
+        sizes = {"max_tokens": 64, "max_sequences": 4, "max_rows": 64, "context": 256, "blocks": 16 * count}
+        driver = InterpreterDriver(sources)
+        split = "first" in target_entry(artifact, target)
+        executor = (
+            SplitExecutor(artifact, target, driver, threads=2, slots=16, **sizes)
+            if split
+            else LaunchExecutor(artifact, target, driver, **sizes)
         )
         random = np.random.default_rng(seed)
         ids, other = (random.integers(3, executor.vocabulary, n).astype(np.int32) for n in (TOKENS, 9))
@@ -56,6 +56,7 @@ def main(path: str, target: str, out: str, seed: int) -> None:
                     np.array([p[1] for p in parts], np.int32),
                     np.stack([tables + 16 * i for i in range(count)]),
                     np.arange(total, dtype=np.int32),
+                    np.array([p[2][0] for p in parts], np.int32),
                 )
             )
             return executor.logits(total).copy()
