@@ -30,6 +30,7 @@ class CompileOptions:
     calibration: str = ""
     target: tuple[str, ...] = ("cpu",)
     gpu_layers: int = 0
+    fast_nondeterministic: bool = False
     context: int = 0
     weights: str = "all"
     trust_remote_code: bool = False
@@ -94,6 +95,10 @@ def resolve(options: dict[str, Any]) -> CompileOptions:
         raise UsageError(f"{settings.gpu_layers} layers on the GPU are impossible", "give --gpu-layers at least 1")
     if settings.gpu_layers and not any(":" in t and not t.startswith("cpu") for t in settings.target):
         raise UsageError("--gpu-layers has no effect: no target is a GPU", "give --target cuda:sm_90, say, as well")
+    if settings.fast_nondeterministic and not any(t.startswith("rocm:") for t in settings.target):
+        raise UsageError(
+            "--fast-nondeterministic has no effect: only rocm targets have kernels whose bits depend on the batch", "leave it out"
+        )
     schemes(settings)
     _check_auto(settings)
     return settings

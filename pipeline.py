@@ -167,11 +167,15 @@ def _compile(
             imported, settings, dump_ir, stored, cache.scales if cache is not None else {}, latent=not targets.gpus
         )
     with progress.stage("codegen", "Generating kernels"):
-        emitted = emit(graph, kv_dtype, targets, tuning, settings.gpu_layers)
+        emitted = emit(graph, kv_dtype, targets, tuning, settings.gpu_layers, settings.fast_nondeterministic)
     _enforce_strict(settings, emitted.fallbacks)
     with progress.stage("codegen", f"Compiling kernels for {', '.join(targets.names)}"):
         files, entries = emitted.build(targets, settings.cc, progress.each)
     notes: list[str] = list(stored.notes) if stored is not None else []
+    if settings.fast_nondeterministic:
+        from .runtime.config import FAST
+
+        notes.append(FAST)
     if settings.gpu_layers and emitted.first is None:
         notes.append(f"--gpu-layers {settings.gpu_layers}: the model has no more layers, all of it runs on the GPU")
     if settings.weights == "all":
@@ -287,7 +291,8 @@ def _toolchains(targets: Targets, settings: CompileOptions) -> dict[str, str]:
     from .toolchain.c import toolchain
 
     found = {"compiler": toolchain(settings.cc)} if targets.levels or settings.gpu_layers else {}
-    return found | ({"triton": triton_toolchain()} if targets.gpus else {})
+    found |= {"triton": triton_toolchain()} if targets.gpus else {}
+    return found | ({"hip": toolchain()} if any(gpu.family == "rocm" for gpu in targets.gpus) else {})
 
 
 def _context(checkpoint: Checkpoint, wanted: int) -> int:

@@ -28,7 +28,9 @@ def check_rebuild(artifact: Artifact) -> list[Check]:
     tuned = parse_tuning(tuning, f"{artifact.path.name}: its tuning") if tuning is not None else None
     try:
         graph = verify(parse_graph(artifact.read("model.ir").decode()), "reading model.ir")
-        emitted = emit(graph, manifest["model"]["kv_dtype"], targets, tuned, int(manifest["recipe"].get("gpu_layers", 0)))
+        recipe = manifest["recipe"]
+        layers, fast = int(recipe.get("gpu_layers", 0)), bool(recipe.get("fast_nondeterministic"))
+        emitted = emit(graph, manifest["model"]["kv_dtype"], targets, tuned, layers, fast)
     except (LlmcError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{artifact.path.name}: model.ir is not valid: {error}") from error
     files, entries = emitted.build(targets, "", lambda items, what: items, use_cache=False)
@@ -61,7 +63,11 @@ def _check_tools(made_by: dict[str, str], cpu: bool, gpu: bool) -> None:
     compiler = made_by.get("compiler", "")
     if cpu and not compiler.startswith("ziglang"):
         raise EnvironmentLacks(f"the kernels were compiled by {compiler}", "a rebuild is possible for the pinned ziglang alone")
-    for wanted, here in ((compiler, toolchain() if cpu else ""), (made_by.get("triton", ""), triton_toolchain() if gpu else "")):
+    for wanted, here in (
+        (compiler, toolchain() if cpu else ""),
+        (made_by.get("triton", ""), triton_toolchain() if gpu else ""),
+        (made_by.get("hip", ""), toolchain() if "hip" in made_by else ""),
+    ):
         if here and here != wanted:
             raise EnvironmentLacks(
                 f"the kernels were compiled by {wanted}, here is {here}", f"install {wanted.replace(' ', '==')}"

@@ -40,7 +40,7 @@ def command(artifact: str, as_json: bool) -> None:
         return
     model, tools = (
         manifest["model"],
-        ", ".join(manifest["toolchain"][k] for k in ("compiler", "triton") if k in manifest["toolchain"]),
+        ", ".join(manifest["toolchain"][k] for k in ("compiler", "triton", "hip") if k in manifest["toolchain"]),
     )
     click.echo(
         f"{model['architecture']}: {model['parameters'] / 1e6:.1f} M parameters, {model['context']} positions, vocabulary {model['vocab']}, {model['dtype']}, cache {model['kv_dtype']}"

@@ -151,10 +151,11 @@ class Emitted:
             }  # fmt: skip
         if self.plans:
             from .triton.build import build as build_plan
-            from .triton.build import sources
+            from .triton.build import hip_sources, sources
 
-            held = sources([plan for _, plan in self.plans])
-            files.update({f"kernels/triton/source/{name}": text.encode() for name, text in held.items()})
+            plans = [plan for _, plan in self.plans]
+            for folder, texts in (("triton", sources(plans)), ("hip", hip_sources(plans))):
+                files.update({f"kernels/{folder}/source/{name}": text.encode() for name, text in texts.items()})
             for gpu, plan in each(self.plans, "chips"):
                 built = build_plan(plan, gpu, [names[spec.key] for spec in plan.weights], self.tables, use_cache=use_cache)
                 folder = f"kernels/{gpu.family}/{gpu.arch}"
@@ -166,10 +167,12 @@ class Emitted:
         return files, entries
 
 
-def emit(graph: Graph, kv_dtype: str, targets: Targets, tuning: Tuning | None = None, gpu_layers: int = 0) -> Emitted:
+def emit(
+    graph: Graph, kv_dtype: str, targets: Targets, tuning: Tuning | None = None, gpu_layers: int = 0, fast: bool = False
+) -> Emitted:
     """Lower a graph for the families of its targets, with the package's own tuning unless another is given. gpu_layers: the GPU's are the
-    last so many layers and the head, the CPU's those before; 0, or no fewer than there are: all are the GPU's. Raises UnsupportedError
-    naming what one of them has no kernel for."""
+    last so many layers and the head, the CPU's those before; 0, or no fewer than there are: all are the GPU's. fast: as `triton.lower.lower`
+    has it. Raises UnsupportedError naming what one of them has no kernel for."""
     held: dict[tuple[object, ...], WeightSpec] = {}
 
     def named(specs: list[WeightSpec]) -> list[str]:
@@ -191,7 +194,7 @@ def emit(graph: Graph, kv_dtype: str, targets: Targets, tuning: Tuning | None = 
     if targets.gpus:
         from .triton.lower import lower
 
-        plans = [(gpu, lower(parts.second if parts is not None else graph, kv_dtype, gpu)) for gpu in targets.gpus]
+        plans = [(gpu, lower(parts.second if parts is not None else graph, kv_dtype, gpu, fast)) for gpu in targets.gpus]
         for _, plan in plans:
             named(plan.weights)
     return Emitted(rendered, plans, list(held.values()), tables, first)

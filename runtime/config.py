@@ -11,6 +11,8 @@ from .executors.choose import choose_target, device_free_bytes, is_gpu, target_e
 from .plan import blocks_for, positions_within, reaches, slots_for, state_bytes
 from .sizes import parse_size, show_size
 
+FAST = "compiled with --fast-nondeterministic: on rocm a request's bits depend on what else is in its batch"
+
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
@@ -77,6 +79,8 @@ class RunConfig:
                 f"give --kv-cache at most {show_size(room)}" if room else "the weights alone fill the memory",
             )
         notes = []
+        if chosen.startswith("rocm:") and manifest["recipe"].get("fast_nondeterministic"):
+            notes.append(FAST)
         if budget is not None and cache + states < budget // 2:
             notes.append(
                 f"of --kv-cache {kv_cache} only {show_size(cache + states)} can be used by {batch} requests of {context} positions"

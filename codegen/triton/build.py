@@ -18,6 +18,7 @@ from typing import Any
 from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
 from ...runtime.plan import PLAN_VERSION
 from ...toolchain.kernel_cache import cached, keep
+from ..hip import build as hip
 from ..lowering import place_caches
 from ..weights import packed_bytes
 from . import generic
@@ -52,6 +53,12 @@ def sources(plans: Sequence[Lowered]) -> dict[str, str]:
     return modules
 
 
+def hip_sources(plans: Sequence[Lowered]) -> dict[str, str]:
+    """The HIP kernels' sources and their headers, by file name; {} where no plan has any."""
+    kernels = {k.name: k for lowered in plans for k in lowered.kernels() if k.source == "hip"}
+    return {**hip.headers(), **{f"{name}.hip": hip.render(kernels[name]) for name in sorted(kernels)}} if kernels else {}
+
+
 def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "alike", *, use_cache: bool = True) -> Built:
     """Compile a plan's kernels for a chip; `names` are its weights' in the artifact, `tables` is as `place_caches` has it. The same plan, target
     and Triton give the same bytes.
@@ -60,7 +67,8 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "
     """
     kernels = lowered.kernels()
     modules = sources([lowered])
-    made = compiled(kernels, modules, target, use_cache)
+    made = compiled([k for k in kernels if k.source == "triton"], modules, target, use_cache)
+    made |= hip.compiled([k for k in kernels if k.source == "hip"], target, use_cache)
     files: dict[str, bytes] = {}
     listed: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {}
@@ -74,20 +82,21 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "
             schemes[name], weight_bytes[name], operations[name] = launch.scheme, launch.weight_bytes, launch.operations
     for kernel in kernels:
         binary, fact = made[kernel.name]
-        if fact["shared"] > target.shared_bytes:
+        found = resources(binary, fact["symbol"])
+        shared = fact["shared"] or found.get("lds", 0)
+        if shared > target.shared_bytes:
             raise UnsupportedError(
-                f"{kernel.function} needs {fact['shared']} bytes of shared memory, {target.name} has {target.shared_bytes}",
+                f"{kernel.function} needs {shared} bytes of shared memory, {target.name} has {target.shared_bytes}",
                 "this is a limit of the kernel: please report it",
             )
         files[f"{kernel.name}.{target.extension}"] = binary
-        found = resources(binary, fact["symbol"])
         facts[kernel.name] = {
             "symbol": fact["symbol"], "shared": fact["shared"], "threads": fact["warps"] * target.warp, "signature": list(kernel.signature),
             "member": f"{kernel.name}.{target.extension}", "module": kernel.module, "function": kernel.function, "constants": dict(kernel.constants), "scratch": fact["scratch"],
-            "overlaps": bool(dict(kernel.constants).get("OVERLAP")),
+            "overlaps": bool(dict(kernel.constants).get("OVERLAP")), "source": kernel.source,
         }  # fmt: skip
         listed.append({
-            "name": kernel.name, "kernel": kernel.function, "bytes": len(binary), "shared_bytes": fact["shared"], "threads": fact["warps"] * target.warp,
+            "name": kernel.name, "kernel": kernel.function, "source": kernel.source, "bytes": len(binary), "shared_bytes": shared, "threads": fact["warps"] * target.warp,
             "registers": found.get("registers"), "scheme": schemes.get(kernel.name, ""), "weight_bytes": weight_bytes.get(kernel.name, 0), "operations": operations.get(kernel.name, 0), "target": target.arch, "calls": len(uses[kernel.name]), "modules": uses[kernel.name], "reason": "",
         })  # fmt: skip
     files["plan.json"] = json.dumps(_json(lowered, facts, target, names, tables), separators=(",", ":"), sort_keys=True).encode()

@@ -19,7 +19,8 @@ def sections(binary: bytes) -> dict[str, bytes]:
 
 
 def resources(binary: bytes, symbol: str) -> dict[str, Any]:
-    """`registers`: of a cubin's .nv.info, or the vector registers of an hsaco's metadata; {} where neither says."""
+    """`registers`: of a cubin's .nv.info, or the vector registers of an hsaco's metadata, and there `lds`, the bytes of shared memory that it
+    declares; {} where neither says."""
     found = sections(binary)
     info = found.get(".nv.info", b"")
     at = 0
@@ -31,16 +32,17 @@ def resources(binary: bytes, symbol: str) -> dict[str, Any]:
             at += value
         at += 4
     note = found.get(".note", b"")
-    key = b".vgpr_count"
-    place = note.find(key)
-    if place < 0:
-        return {}
-    place += len(key)
+    said = {"registers": _number(note, b".vgpr_count"), "lds": _number(note, b".group_segment_fixed_size")}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _number(note: bytes, key: bytes) -> int | None:
+    """The whole number after a key of MessagePack."""
+    place = note.find(key) + len(key)
+    if place < len(key):
+        return None
     first = note[place]
     if first < 0x80:
-        return {"registers": first}
-    if first == 0xCC:
-        return {"registers": note[place + 1]}
-    if first == 0xCD:
-        return {"registers": struct.unpack_from(">H", note, place + 1)[0]}
-    return {}
+        return first
+    form = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I"}.get(first)
+    return struct.unpack_from(form, note, place + 1)[0] if form else None

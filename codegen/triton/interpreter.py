@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import EnvironmentLacks
+from ..hip.emulator import Emulator
 
 DTYPES = {
     "*fp32": "float32",
@@ -104,10 +105,12 @@ def _repair() -> None:
 
 
 class InterpreterDriver:
-    """A driver (runtime/drivers/driver.py) whose device is this process. `sources`: the kernels' modules by file name."""
+    """A driver (runtime/drivers/driver.py) whose device is this process. `sources`: the kernels' modules by file name; `hip`: the sources of
+    those in HIP C++, which are emulated with waves of `wave` lanes."""
 
-    def __init__(self, sources: dict[str, str]) -> None:
+    def __init__(self, sources: dict[str, str], hip: dict[str, str] | None = None, wave: int = 64) -> None:
         self.arch = "interpreter"
+        self._emulator = Emulator(hip, wave) if hip else None
         self._held: dict[int, np.ndarray[Any, Any]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="llmc-interpret-")
         package = Path(self._folder.name) / "llmc_kernels"
@@ -142,12 +145,18 @@ class InterpreterDriver:
         self._view(target, size)[:] = self._view(source, size)
 
     def load(self, binary: bytes, facts: dict[str, Any]) -> Any:
+        if facts.get("source") == "hip":
+            return None, facts
         return getattr(importlib.import_module(f"llmc_kernels.{facts['module']}"), facts["function"]), facts
 
     def launch(self, kernel: Any, grid: tuple[int, int, int], arguments: list[int]) -> None:
         import torch
 
         function, facts = kernel
+        if function is None:
+            assert self._emulator is not None
+            self._emulator.launch(facts, grid, arguments)
+            return
         values = []
         for kind, value in zip(facts["signature"], arguments, strict=True):
             if kind.startswith("*"):
@@ -175,6 +184,8 @@ class InterpreterDriver:
         return 1 << 30
 
     def close(self) -> None:
+        if self._emulator is not None:
+            self._emulator.close()
         self._held.clear()
         self._folder.cleanup()
 

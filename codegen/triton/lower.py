@@ -27,6 +27,7 @@ from ...errors import UnsupportedError
 from ...quant.levels import FOUR_BITS
 from ...quant.scheme import Scheme, parse_scheme
 from ...runtime.plan import BLOCK, FEW_SPLITS, SHORT, SPLIT, SPLITS
+from ..hip import build as hip
 from ..layout import BYTES, Buffer, Layout
 from ..lowering import CARRY, Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import FIELDS, kind_of
@@ -54,13 +55,15 @@ PREFETCHED_LINES = 1
 step with none, 4.19 with 1, 4.21 with 2, 4.26 with 4."""
 NIBBLE_GROUPS = (16, 32, 64, 128, 256)
 APART_ROWS = 64
+GEMV_ROWS, GEMV_OUTPUTS = 4, 16
+"""Rows that a product of few takes at most, and outputs that a program of it makes."""
 """Rows up to which chunks of K are summed apart."""
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One specialised kernel: `constants` are its constexpr arguments, `signature` the types of the others, in order; `aligned` says that
-    its pointers are multiples of 16 bytes."""
+    its pointers are multiples of 16 bytes; `source` what it is written in, triton or hip."""
 
     module: str
     function: str
@@ -69,10 +72,13 @@ class Kernel:
     warps: int = 4
     stages: int = 3
     aligned: bool = True
+    source: str = "triton"
 
     @property
     def name(self) -> str:
-        text = json.dumps([self.module, self.function, self.signature, self.constants, self.warps, self.stages, self.aligned])
+        text = json.dumps([
+            self.module, self.function, self.signature, self.constants, self.warps, self.stages, self.aligned, self.source,
+        ])  # fmt: skip
         return f"{self.function}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -202,9 +208,10 @@ class GpuLowering(Lowering):
 
     loops = generic
 
-    def __init__(self, graph: Graph, kv_kind: str, target: GpuTarget) -> None:
+    def __init__(self, graph: Graph, kv_kind: str, target: GpuTarget, fast: bool = False) -> None:
         super().__init__(graph)
         self.target = target
+        self.fast = fast and target.family == "rocm"
         if kv_kind not in KV_KINDS:
             raise UnsupportedError(f"a GPU keeps its cache in {', '.join(KV_KINDS)}, not in {kv_kind}", "give another --kv-dtype")
         self.kv_kind = KV_KINDS[kv_kind]
@@ -242,9 +249,22 @@ class GpuLowering(Lowering):
         stages: int = 3,
         **constants: Any,
     ) -> Kernel:
+        if self.target.family == "rocm" and function in hip.SAME:
+            return Kernel("hip", function, tuple(signature), tuple(sorted(constants.items())), warps, source="hip")
         if module != "layout":
             constants["OVERLAP"] = self.target.overlaps
         return Kernel(module, function, tuple(signature), tuple(sorted(constants.items())), warps, stages)
+
+    def _few(
+        self, function: str, signature: Sequence[str], rows: Dim, packed: int, chunks: int = 1, **constants: Any
+    ) -> list[Variant]:
+        """A kernel for few rows whose sums run in another order than those for many, where such are allowed and there is one."""
+        if not self.fast or constants["ACT"] not in hip.ACTIVATIONS or constants["LIMIT"] or constants["ALPHA"]:
+            return []
+        constants |= {"BN": GEMV_OUTPUTS, "BM": GEMV_ROWS}
+        kernel = Kernel("hip", function, tuple(signature), tuple(sorted(constants.items())), source="hip")
+        grid = [["1", packed, GEMV_OUTPUTS], [*generic.lanes_of(rows), GEMV_ROWS], ["1", chunks, 1]]
+        return [Variant(GEMV_ROWS, kernel, grid)]
 
     def _argument(self, item: Any) -> tuple[list[Any], Pointer | None]:
         """A launch's argument: a buffer (with an offset in elements, given in bytes), a pointer to a weight, or a name."""
@@ -542,13 +562,18 @@ class GpuLowering(Lowering):
             element = BYTES[read]
             tiles = float_tiles(self.target, packed, k, read, aligned=ldx * element % 16 == 0 and offset * element % 16 == 0)
             types = [TYPES[read], TYPES[read], w.scale_type, "*fp32", *types]
-            variants = [self._float_variant(tile, element, types, rows, SCALED=read == "f8", **constants) for tile in tiles]
+            variants = self._few("gemv", types, rows, packed, EACH=16 // element, SCALED=read == "f8", **constants)
+            variants += [self._float_variant(tile, element, types, rows, SCALED=read == "f8", **constants) for tile in tiles]
             self._launch(node, [x, items[0], items[1], scale, *last], variants, **facts)
             return
+        coded = [TYPES[read], *held, "*fp32", *types]
         variants = []
+        if w.bits == 8 and w.kind != "level" and not w.offset and w.group % 16 == 0:
+            has: dict[str, Any] = {"HAS_ZERO": w.zeros is not None, "INT8": w.int8}
+            variants = self._few("gemv_coded", coded, rows, packed, **has, **{**constants, **w.constants()})
         for most, bm in ((16, 16), (0, 64)):
             kernel = self._kernel(
-                "linear", "linear_coded", [TYPES[read], *held, "*fp32", *types], HAS_ZERO=w.zeros is not None and not w.offset, HAS_OFFSET=w.offset, INT8=w.int8,
+                "linear", "linear_coded", coded, HAS_ZERO=w.zeros is not None and not w.offset, HAS_OFFSET=w.offset, INT8=w.int8,
                 BN=64, BM=bm, **{**constants, **w.constants()},
             )  # fmt: skip
             variants.append(Variant(most, kernel, [["1", packed, 64], [*generic.lanes_of(rows), bm]]))
@@ -585,7 +610,10 @@ class GpuLowering(Lowering):
         zeros = f"device:{columns('zeros', '*u8', '*i16', 2)}" if scheme.asymmetric else None
         shared = {key: value for key, value in constants.items() if key not in ("K", "LDX")}
         signature = ["*bf16", "*i16", GPU_SCALES[scheme.scale_kind], "*i16", "*fp32", *types]
-        variants = []
+        variants = self._few(
+            "gemv_nibbles", signature, facts["rows"], packed, chunks, **constants, KW=width, ZERO=zero, GROUP=group, HAS_ZERO=scheme.asymmetric, SPAN=span,
+            CHUNKS=chunks, APART=chunks > 1,
+        )  # fmt: skip
         for tile in tiles:
             kernel = self._kernel(
                 "linear", "linear_nibbles", signature, tile.warps, tile.stages, **constants, KW=width, ZERO=zero, GROUP=group, HAS_ZERO=scheme.asymmetric, SPAN=span, BN=tile.bn,
@@ -790,9 +818,19 @@ class GpuLowering(Lowering):
         to = TYPES[out.buffer.dtype]
         tiles = attention_tiles(self.target, share, dkp + dvp, self.kv_kind)
         variants = []
-        for most, alone, tile in zip((FEW_SPLITS, SPLITS, SHORT, 0), (False, False, True, True), tiles, strict=True):
+        signature = [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", to, "i32"]
+        shapes = list(zip((FEW_SPLITS, SPLITS, SHORT, 0), (False, False, True, True), tiles, strict=True))
+        if self.fast and dk % 8 == 0 and share <= GEMV_OUTPUTS:
+            constants = {
+                "H": heads, "G": groups, "DK": dk, "DV": dv, "DVP": dvp, "SCALE": float(op.scale), "SOFTCAP": float(op.softcap), "WINDOW": op.window,
+                "CHUNK": op.chunk, "SLOPES": op.slopes, "SPLIT": SPLIT, "PAGE": BLOCK, "ROWS": share, "CHANNELS": min(dvp, 4 * self.target.warp),
+            }  # fmt: skip
+            kernel = Kernel("hip", "attend_split", tuple(signature), tuple(sorted(constants.items())), source="hip")
+            variants.append(Variant(SPLITS, kernel, [["1", groups, 1], ["TILES", 1, 1], ["SPLITS", 1, 1]], 1))
+            shapes = shapes[2:]
+        for most, alone, tile in shapes:
             kernel = self._kernel(
-                "attention", "attend", [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", to, "i32"], tile.warps, tile.stages,
+                "attention", "attend", signature, tile.warps, tile.stages,
                 H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
                 SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=BLOCK, INNER=inner, STAGES=tile.stages, ALONE=alone, ASM=self.target.family == "cuda", AHEAD=tile.ahead,
             )  # fmt: skip
@@ -809,6 +847,7 @@ class GpuLowering(Lowering):
         self.part_floats = max(self.part_floats, heads * (dvp + 2))
 
 
-def lower(graph: Graph, kv_kind: str, target: GpuTarget) -> Lowered:
-    """Lower a graph for one kind of GPU; raises UnsupportedError naming the module and the model's source line."""
-    return GpuLowering(graph, kv_kind, target).run()
+def lower(graph: Graph, kv_kind: str, target: GpuTarget, fast: bool = False) -> Lowered:
+    """Lower a graph for one kind of GPU; raises UnsupportedError naming the module and the model's source line. fast: with kernels whose bits
+    depend on how many rows a step has, where there are such."""
+    return GpuLowering(graph, kv_kind, target, fast).run()

@@ -12,6 +12,7 @@ from llmc.codegen.triton.interpreter import InterpreterDriver, interpret
 interpret()
 
 import numpy as np
+from llmc.codegen.triton.target import TARGETS
 from llmc.runtime.artifact import open_artifact
 from llmc.runtime.executors.choose import target_entry
 from llmc.runtime.executors.cpu import Batch
@@ -25,12 +26,13 @@ TOKENS = 35
 
 def main(path: str, target: str, out: str, seed: int) -> None:
     with open_artifact(path) as artifact:
-        sources = {
-            m.rpartition("/")[2]: artifact.read(m).decode() for m in artifact.members if m.startswith("kernels/triton/source/")
-        }
+        triton, hip = (
+            {m.rpartition("/")[2]: artifact.read(m).decode() for m in artifact.members if m.startswith(f"kernels/{kind}/source/")}
+            for kind in ("triton", "hip")
+        )
         count = len(reaches(artifact.manifest))
         sizes = {"max_tokens": 64, "max_sequences": 4, "max_rows": 64, "context": 256, "blocks": 16 * count}
-        driver = InterpreterDriver(sources)
+        driver = InterpreterDriver(triton, hip, TARGETS[target].warp)
         split = "first" in target_entry(artifact, target)
         executor = (
             SplitExecutor(artifact, target, driver, threads=2, slots=16, **sizes)
