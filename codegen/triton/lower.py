@@ -546,7 +546,7 @@ class GpuLowering(Lowering):
         bias = self.vector(at["bias"], gated, "bias") if op.bias else None
         last = [bias, (residual[0], residual[3]) if residual else None, out, ["count", *generic.lanes_of(rows)]]
         types = ["*fp32", "*fp32", TYPES[out.buffer.dtype], "i32"]
-        constants = {
+        constants: dict[str, Any] = {
             "N": packed, "K": k, "LDX": ldx, "LDY": width, "LDR": residual[2] if residual else 0, "BIAS": op.bias, "RESIDUAL": op.residual, "ACT": op.act,
             "GATED": op.gated, "LIMIT": 0.0, "ALPHA": 0.0, "WIDTH": width,
         }  # fmt: skip
