@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import LlmcError
-from ..quant.algorithms.rtn import Codes, unit_of
+from ..quant.algorithms.rtn import PIECE, Codes, unit_of
 from ..quant.scheme import Scheme
 
 
@@ -115,7 +115,13 @@ def pack_floats(weight: torch.Tensor, kind: str) -> torch.Tensor:
 
 def pack_codes(codes: Codes, scheme: Scheme) -> torch.Tensor:
     """codes [N, K] → flat uint8 in the order of the scheme's kernel family."""
-    kind, values = kind_of(scheme).name, codes.codes
+    rows = max(PIECE // codes.codes.shape[1] // 32, 1) * 32
+    return torch.cat([_pack_rows(part, scheme) for part in codes.codes.split(rows)])
+
+
+def _pack_rows(values: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Whole tiles of codes, but for the last."""
+    kind = kind_of(scheme).name
     zero = 1 << (scheme.bits - 1) if scheme.is_integer and not scheme.asymmetric else 0
     if kind in ("i8", "u8", "e4m3", "e5m2"):
         tiles = _tiles(values ^ 128 if kind == "i8" else values, 32)  # signed codes: zero is 0
@@ -129,8 +135,10 @@ def pack_codes(codes: Codes, scheme: Scheme) -> torch.Tensor:
         return (quads[:, :, :, 0] | (quads[:, :, :, 1] << 4)).contiguous().flatten()
     if kind in ("i4", "u4", "e2m1", "nf4", "iq4"):
         tiles = _tiles(values, 32, zero)
-        nibbles = tiles.reshape(*tiles.shape[:3], 4, 4, 2).permute(0, 1, 3, 2, 4, 5)  # [tile][chunk][line][output][pair][parity]
-        return _words((nibbles.long() << torch.tensor([[0, 16], [4, 20], [8, 24], [12, 28]])).sum((-1, -2)))
+        halves = tiles.reshape(*tiles.shape[:3], 4, 2, 2, 2).permute(
+            0, 1, 3, 2, 6, 4, 5
+        )  # [tile][chunk][line][output][parity][byte][low, high]
+        return (halves[..., 0] | (halves[..., 1] << 4)).contiguous().flatten()
     tiles, parts, low = _tiles(values, 32, zero).long(), [], 0
     for width in FIELDS[scheme.bits]:  # each part of the codes in words of its own: [tile][chunk][word][output]
         field = (tiles >> low) & ((1 << width) - 1)

@@ -28,20 +28,25 @@ def uniform(seed: int, counter: int) -> float:
     return (mix64(mix64(seed & MASK) ^ ((counter * 0xD1342543DE82EF95 + 1) & MASK)) >> 11) * 2.0**-53
 
 
-def is_plain(row: SamplingRow) -> bool:
-    """Whether a row takes the largest logit as it is."""
-    return row.temperature == 0.0 and not _changes(row)
+def inverse(row: SamplingRow) -> float:
+    """1 / temperature, bounded."""
+    return 1.0 / row.temperature if row.temperature > 1e-30 else 1e30
 
 
-def _changes(row: SamplingRow) -> bool:
+def changes(row: SamplingRow) -> bool:
+    """Whether a row changes its logits before it draws from them."""
     biased = row.bias_ids is not None and row.bias_ids.size > 0
     return biased or row.repetition_penalty != 1.0 or row.presence_penalty != 0.0 or row.frequency_penalty != 0.0
 
 
-def draw(row: SamplingRow, logits: Row, top: int, logprobs: bool) -> Draw:
-    """One token from a row of logits [V], with its log-probability (of the raw logits) and the most likely ones if asked for."""
-    x = penalized(row, logits) if _changes(row) else logits
-    token = int(x.argmax()) if row.temperature == 0.0 else _draw(row, x)
+def choose(row: SamplingRow, logits: Row) -> int:
+    """One token from a row of logits [V]."""
+    x = penalized(row, logits) if changes(row) else logits
+    return int(x.argmax()) if row.temperature == 0.0 else _draw(row, x)
+
+
+def judged(token: int, logits: Row, top: int, logprobs: bool) -> Draw:
+    """A token with its log-probability, of the raw logits [V], and the most likely ones if asked for."""
     if not logprobs:
         return Draw(token)
     z = log_sum(logits)
@@ -90,8 +95,7 @@ def _draw(row: SamplingRow, x: Row) -> int:
     ids = ids[x[ids] > -np.inf] if filters else ids
     if ids.size == 0:
         return int(x.argmax())
-    inverse = np.float32(1.0 / row.temperature if row.temperature > 1e-30 else 1e30)
-    values = np.exp((x[ids] - x[ids].max()) * inverse).astype(np.float64)
+    values = np.exp((x[ids] - x[ids].max()) * np.float32(inverse(row))).astype(np.float64)
     if row.top_p < 1.0:
         before = np.concatenate([[0.0], np.cumsum(values)[:-1]])
         keep = before < values.sum() * row.top_p

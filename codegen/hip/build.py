@@ -41,7 +41,7 @@ TYPES = {
     "*i64": "i64",
     "i32": "int",
 }
-SAME = {"norm", "write_cache", "largest", "argmax"}
+SAME = {"norm", "write_cache", "largest", "argmax", "draw"}
 """Kernels that take the place of Triton's: a row, or a head of a token, has one order of sums whatever the batch."""
 ACTIVATIONS = ("", "silu", "gelu_tanh", "quick_gelu", "relu", "relu2", "sigmoid", "tanh")
 """What the products of few rows end in."""

@@ -87,7 +87,8 @@ GPU_SCALES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel for at most so many rows (0: any number). A grid is up to three sizes (symbol, factor, divisor): ceil(value·factor / divisor).
+    """A kernel for at most so many rows (0: any number). A grid is up to three sizes (symbol, factor, divisor): ceil(value·factor / divisor), plus a fourth
+    number where there is one.
     `tile`: tokens of one sequence that a program takes, where the kernel walks tiles."""
 
     most: int
@@ -233,6 +234,9 @@ class GpuLowering(Lowering):
         )
         kernel = self._kernel("rows", "argmax", ["*fp32", "*i32"], warps=1, PARTS=PARTS)
         self._launch(None, ["scratch:part", "output:tokens"], kernel, [["DRAWS", 1, 1]], when="greedy")
+        kernel = self._kernel("rows", "draw", ["*fp32", "*i32", "*fp32", "*i32"], V=vocabulary, BLOCK=1024)
+        inputs = ["input:draw_rows", "input:draw_settings"]
+        self._launch(None, [logits.buffer, *inputs, "output:tokens"], kernel, [["DRAWS", 1, 1]], when="drawn")
         return Lowered(
             self.launches, self.weights, self.device, self.buffers, self.caches, logits.buffer, vocabulary, self.functions, self.tables,
             self.part_floats, self.fallbacks, next((int(str(v.type.shape[-1])) for v in self.graph.inputs if v.name == CARRY), 0),
@@ -657,69 +661,81 @@ class GpuLowering(Lowering):
         rounding = ROUNDINGS.get(scheme.activations)
         if rounding is None or scheme.offset or scheme.order:
             raise UnsupportedError(f"a GPU has no experts' kernel for {scheme} ({node.scope})", "give another --quant")
-        first, second = self._stored(w_in, scheme, op.gate), self._stored(w_out, scheme)
+        first, second = self._stored(w_in, scheme, op.gate, turned=bool(op.gate)), self._stored(w_out, scheme)
         count, n_in, k = w_in.type.shape
         _, hidden, width = w_out.type.shape
         choices = index.type.shape[1]
-        assert (
-            isinstance(n_in, int)
-            and isinstance(k, int)
-            and isinstance(hidden, int)
-            and isinstance(width, int)
-            and isinstance(choices, int)
-        )
+        assert isinstance(count, int) and isinstance(n_in, int) and isinstance(k, int)
+        assert isinstance(hidden, int) and isinstance(width, int) and isinstance(choices, int)
         layout, rows, ldx, offset = self.rows(x)
         assert isinstance(rows, Sym)
         idx, weights = self.dense(index), self.dense(weight)
         pairs = Sym(rows.name, rows.scale * choices)
+        order, starts = self.new_buffer("i32", pairs), self.new_buffer("i32", count + 1)
         inner, partial = (self.new_buffer("f32", Sym(rows.name, pairs.scale * w)) for w in (width, hidden))
         out = self.new_value(node.output)
-        source: Any = (layout, offset)
-        kind = "*fp32"
-        narrow = scheme.activations in ("bf16", "int8", "fp8")
-        if narrow:
-            source, _ = self._prepared(node, layout, rows, ldx, offset, k, rounding, dtype="bf16")
-            ldx, kind = k, "*bf16"
-        middle: Any = inner
+        sort = self._kernel("experts", "by_expert", ["*i64", "*i32", "*i32", "i32"], EXPERTS=count, BLOCK=1024)
+        self._launch(node, [idx, order, starts, ["count", *generic.lanes_of(pairs)]], sort, [["1", count, 1]])
+        packed_in = up(2 * up(n_in // 2, 16), 32) if op.gate else up(n_in, 32)
+        gate = {"ACT": op.act, "GATED": bool(op.gate), "LIMIT": float(op.limit), "ALPHA": float(op.alpha)}
+        plain = {"ACT": "", "GATED": False, "LIMIT": 0.0, "ALPHA": 0.0}
         steps = (
             (
-                source,
-                kind,
+                Layout.dense(layout.buffer, layout.shape),
+                rows,
                 ldx,
+                offset,
                 first,
                 b_in,
                 k,
-                up(2 * up(n_in // 2, 16), 32) if op.gate else up(n_in, 32),
+                packed_in,
                 width,
                 choices,
-                op.gate,
+                gate,
                 inner,
             ),
-            (None, "", width, second, b_out, width, up(hidden, 32), hidden, 1, "", partial),
+            (
+                Layout.dense(inner, (pairs, width)),
+                pairs,
+                width,
+                0,
+                second,
+                b_out,
+                width,
+                up(hidden, 32),
+                hidden,
+                1,
+                plain,
+                partial,
+            ),
         )
-        for given, given_kind, ld, w, bias, depth, packed, wide, divide, gate, to in steps:
-            if given is None:
-                given, given_kind = middle, "*fp32"
-                if narrow:
-                    given, _ = self._prepared(
-                        node, Layout.dense(inner, (pairs, width)), pairs, width, 0, width, rounding, dtype="bf16"
-                    )
-                    given_kind = "*bf16"
+        for given, many, ld, at, w, bias, depth, packed, wide, divide, act, to in steps:
+            level = w.kind == "level" and scheme.activations in ("", "f32", "f16")
+            read = w.dtype if w.kind == "float" else "f32" if level else "bf16"
+            source: Any = (given, at)
+            if rounding or given.buffer.dtype != read:
+                source, _ = self._prepared(node, given, many, ld, at, depth, rounding, dtype=read)
+                ld = depth
             items, types = self._weight_arguments(w)
-            vector = self.vector(bias, gate, "bias") if bias is not None else None
-            kernel = self._kernel(
-                "experts", "expert", [given_kind, "*i64", *types, "*fp32", "*fp32"], EXPERTS=count, DIVIDE=divide, N=packed, K=depth, LDX=ld, HAS_ZERO=w.zeros is not None,
-                BIAS=bias is not None, ACT=op.act if divide > 1 or w is first else "", GATED=bool(gate), LIMIT=float(op.limit) if w is first else 0.0,
-                ALPHA=float(op.alpha) if w is first else 0.0, WIDTH=wide, BN=32, **w.constants(),
-            )  # fmt: skip
+            vector = self.vector(bias, op.gate if w is first else "", "bias") if bias is not None else None
+            constants = {
+                "EXPERTS": count, "LANES": power(count), "DIVIDE": divide, "N": packed, "K": depth, "LDX": ld, "HAS_ZERO": w.zeros is not None, "BIAS": bias is not None,
+                "WIDTH": wide, "BN": 64, **act, **w.constants(),
+            }  # fmt: skip
+            variants = []
+            for most, bm in ((16, 16), (0, 64)):
+                kernel = self._kernel(
+                    "experts", "grouped", [TYPES[read], "*i32", "*i32", *types, "*fp32", "*fp32"], BM=bm, **constants
+                )
+                symbol, factor = generic.lanes_of(pairs)
+                tiles = (
+                    [symbol, factor, 1] if most else [symbol, factor, bm, count]
+                )  # as many as pairs, or as full tiles and one begun an expert
+                variants.append(Variant(most, kernel, [["1", packed, 64], tiles]))
             self._launch(
-                node,
-                [given, idx, *items, vector, to],
-                kernel,
-                [[*generic.lanes_of(pairs), 1], ["1", packed, 32]],
-                scheme=str(scheme),
-                weight_bytes=self.device[w.codes].bytes,
-            )
+                node, [source, order, starts, *items, vector, to], variants, rows=rows, scheme=str(scheme), weight_bytes=self.device[w.codes].bytes,
+                operations=2 * choices * depth * wide * (2 if act["GATED"] else 1),
+            )  # fmt: skip
         block = min(1024, power(hidden))
         made = self._kernel("experts", "weigh", ["*fp32", "*fp32", "*fp32"], CHOICES=choices, K=hidden, BLOCK=block)
         self._launch(node, [partial, weights, out], made, [[*generic.lanes_of(rows), 1], ["1", hidden, block]])

@@ -12,6 +12,8 @@ from ..scheme import Scheme
 
 SMALLEST_HALF = 2.0**-24
 SHARES = (1.0, 0.95, 0.8)  # of a group's range
+PIECE = 1 << 19
+"""Values that are quantized at a time: what is computed on the way stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,15 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> Codes:
     Scales are rounded to how they are stored before the codes are chosen. For integers of 6 bits or fewer, several ranges are
     tried, each group's scale is then fitted to its codes, and the least squared error wins.
     """
-    w = weight.float()
+    rows = max(PIECE // weight.shape[1], 1) // 128 * 128 or 128
+    if scheme.share == "tensor" or scheme.kind == "nvfp4" or rows >= weight.shape[0]:  # all outputs share something
+        return _quantized(weight.float(), scheme)
+    parts = [_quantized(part.float(), scheme) for part in weight.split(rows)]
+    zeros = torch.cat([p.zeros for p in parts if p.zeros is not None]) if scheme.asymmetric else None
+    return Codes(torch.cat([p.codes for p in parts]), torch.cat([p.scales for p in parts]), zeros)
+
+
+def _quantized(w: torch.Tensor, scheme: Scheme) -> Codes:
     n, k = w.shape
     size = scheme.group or k
     groups = -(-k // size)

@@ -24,6 +24,10 @@ PART_BYTES = 64 << 20
 FEW = 8
 """Sequences up to which a step's splits are few."""
 GRAPHS = 64
+SAMPLING = ("greedy", "drawn")
+"""Launches that are no part of a step: the largest logits of rows, and draws from them."""
+DRAW_INPUTS = {"sample_rows": 1, "draw_rows": 2, "draw_settings": 4}
+"""What they read, in words a row."""
 CARRY = 3
 """The number of the input that layers elsewhere make."""
 ELEMENT = {"f32": 4, "f16": 2, "bf16": 2}
@@ -92,11 +96,11 @@ class LaunchExecutor:
         ints += self._block_tables * (max_tokens + max_sequences * width + 64)
         self._inputs = driver.allocate(4 * ints)
         self._tokens = driver.allocate(4 * max(max_rows, 1))
-        self._sample_rows = driver.allocate(4 * max(max_rows, 1))
+        self._draws = {name: driver.allocate(4 * size * max(max_rows, 1)) for name, size in DRAW_INPUTS.items()}
         self._graphs: dict[tuple[int, ...], Any] = {}
-        self._step = [x for x in self._plan["launches"] if x["when"] != "greedy"]
-        self._greedy = [x for x in self._plan["launches"] if x["when"] == "greedy"]
-        self._drawn: list[int] = []  # the rows that `sample_rows` holds
+        self._step = [x for x in self._plan["launches"] if x["when"] not in SAMPLING]
+        self._sampling = {when: [x for x in self._plan["launches"] if x["when"] == when] for when in SAMPLING}
+        self._greedy_rows: list[int] = []  # what `sample_rows` holds
         self._logits: npt.NDArray[np.float32] | None = None
 
     def _constant(self, values: npt.NDArray[Any]) -> int:
@@ -295,7 +299,7 @@ class LaunchExecutor:
         _, kernel, grid, tile = variant
         if tile:
             sizes["TILES"], addresses["tiles"] = sizes[f"TILES{tile}"], addresses[f"tiles{tile}"]
-        x, y, z = (*(-(-sizes[s] * f // d) for s, f, d in grid), 1, 1)[:3]
+        x, y, z = (*(-(-sizes[s] * f // d) + sum(plus) for s, f, d, *plus in grid), 1, 1)[:3]
         if x and y and z:
             self._driver.launch(self._kernels[kernel], (x, y, z), [self._value(a, sizes, addresses) for a in launch["arguments"]])
 
@@ -313,11 +317,9 @@ class LaunchExecutor:
             name = argument[1]
             if name == CARRY:
                 return self._carry + int(argument[2])
-            return (
-                self._sample_rows
-                if name == "sample_rows"
-                else addresses[name if isinstance(name, str) else ("ids", "positions", "rows")[name]]
-            )
+            if name in self._draws:
+                return self._draws[name]
+            return addresses[name if isinstance(name, str) else ("ids", "positions", "rows")[name]]
         if kind in ("cache_k", "cache_v"):
             return self._regions[self._plan["caches"][argument[1]]["region"]][kind == "cache_v"]
         if kind in ("slots", "block_tables"):
@@ -344,20 +346,41 @@ class LaunchExecutor:
         return self._logits[:rows]
 
     def sample(self, rows: Sequence[SamplingRow], top: int = 0, logprobs: bool = False) -> list[Draw]:
-        """Draw one token for each row of the last step: the largest logits on the device, all else here."""
+        """Draw one token for each row of the last step: on the device, but for rows that change their logits first. How a row is drawn follows
+        from its own settings alone, never from its neighbours'."""
+        tokens = np.zeros(len(rows), np.int32)
+        changed = np.array([host_sampling.changes(r) for r in rows], bool)
+        greedy = np.array([r.temperature == 0.0 for r in rows], bool)
+        for which, when in ((~changed & greedy, "greedy"), (~changed & ~greedy, "drawn")):
+            places = np.flatnonzero(which)
+            for at in range(0, places.size, self._max_rows):
+                piece = places[at : at + self._max_rows]
+                tokens[piece] = self._draw([rows[i] for i in piece], when)
         wanted = logprobs or top > 0
-        if not wanted and len(rows) <= self._max_rows and all(host_sampling.is_plain(r) for r in rows):
-            drawn = [r.row for r in rows]
-            if drawn != self._drawn:
-                self._driver.upload(self._sample_rows, as_bytes(np.array(drawn, np.int32)))
-                self._drawn = drawn
-            for launch in self._greedy:
-                self._launch(launch, {"DRAWS": len(rows), "1": 1}, {})
-            tokens = np.empty(len(rows), np.int32)
-            self._driver.download(self._tokens, tokens)
+        if not wanted and not changed.any():
             return [Draw(t) for t in tokens.tolist()]
         logits = self.logits(max(r.row for r in rows) + 1)
-        return [host_sampling.draw(r, logits[r.row], top, wanted) for r in rows]
+        for i in np.flatnonzero(changed):
+            tokens[i] = host_sampling.choose(rows[i], logits[rows[i].row])
+        return [host_sampling.judged(t, logits[r.row], top, wanted) for t, r in zip(tokens.tolist(), rows, strict=True)]
+
+    def _draw(self, rows: Sequence[SamplingRow], when: str) -> Ints:
+        """The tokens of rows whose logits are drawn from as they are."""
+        if when == "greedy":
+            held = [r.row for r in rows]
+            if held != self._greedy_rows:
+                self._driver.upload(self._draws["sample_rows"], as_bytes(np.array(held, np.int32)))
+                self._greedy_rows = held
+        else:
+            whole = [(r.row, min(r.top_k, self.vocabulary) or self.vocabulary) for r in rows]
+            real = [(host_sampling.inverse(r), r.top_p, r.min_p, host_sampling.uniform(r.seed, r.counter)) for r in rows]
+            self._driver.upload(self._draws["draw_rows"], as_bytes(np.array(whole, np.int32)))
+            self._driver.upload(self._draws["draw_settings"], as_bytes(np.array(real, np.float32)))
+        for launch in self._sampling[when]:
+            self._launch(launch, {"DRAWS": len(rows), "1": 1}, {})
+        tokens = np.empty(len(rows), np.int32)
+        self._driver.download(self._tokens, tokens)
+        return tokens
 
     def score(self, targets: Ints) -> npt.NDArray[np.float32]:
         """Log-probability of one target for each row of the last step."""

@@ -22,6 +22,13 @@ from llmc.runtime.plan import reaches
 from llmc.runtime.sampling import SamplingRow
 
 TOKENS = 35
+SETTINGS = [(1.0, 1.0, 0.0, 0), (0.7, 0.9, 0.0, 0), (1.3, 1.0, 0.1, 20), (0.9, 0.5, 0.0, 7), (1.0, 1.0, 0.0, 1)]
+"""Temperature, top-p, min-p, top-k."""
+
+
+def changing(i: int) -> SamplingRow:
+    """A neighbour that changes its logits, which is drawn elsewhere."""
+    return SamplingRow(i % TOKENS, 0.8, 1.0, 0.0, 0, 1.0, 0.5, 0.0, i, 0, output=np.array([3, 4], np.int32))
 
 
 def main(path: str, target: str, out: str, seed: int) -> None:
@@ -65,6 +72,12 @@ def main(path: str, target: str, out: str, seed: int) -> None:
 
         prefill = step([(ids, 0, [3, 7])])
         greedy = [d.token for d in executor.sample([SamplingRow(TOKENS - 1, 0.0, 1.0, 0.0, 0, 1.0, 0.0, 0.0, 0, 0)])]
+        drawn = [[i % TOKENS, *SETTINGS[i % len(SETTINGS)], int(random.integers(1 << 40))] for i in range(50)]
+        rows = [SamplingRow(r, t, p, m, k, 1.0, 0.0, 0.0, seed, r) for r, t, p, m, k, seed in drawn]
+        tokens = [d.token for d in executor.sample(rows)]
+        alone = [executor.sample([rows[i], changing(i)])[0].token for i in range(10)]
+        scored = executor.sample(rows[:3], top=2, logprobs=True)
+        assert tokens[:10] == alone and tokens[:3] == [d.token for d in scored] and all(len(d.top) == 2 for d in scored)
         first = step([(ids[:7], 0, [5])])
         second = step([(ids[7:8], 7, [5])])
         third = step([(other, 0, [6]), (ids[8:33], 8, [5, 2])])
@@ -72,7 +85,9 @@ def main(path: str, target: str, out: str, seed: int) -> None:
             executor.copy_block(16 * i + 2, 16 * i + 9)
         last = [step([(ids[i : i + 1], i, [5, 9]), (other[:1], 0, [11])])[:1] for i in range(33, TOKENS)]
         pieces = np.concatenate([first, second, third[9:], *last])
-        np.savez(out, ids=ids, prefill=prefill, pieces=pieces, greedy=np.array(greedy))
+        np.savez(
+            out, ids=ids, prefill=prefill, pieces=pieces, greedy=np.array(greedy), drawn=np.array(drawn), tokens=np.array(tokens)
+        )
         executor.close()
 
 

@@ -123,6 +123,28 @@ def largest_cases(rng) -> list[Case]:
     ]
 
 
+def draw_case(rng) -> Case:
+    rows, vocabulary = 20, 999
+    x = (3 * rng.standard_normal((3, vocabulary))).astype(np.float32)
+    settings = [(1.0, 1.0, 0.0, 0), (0.7, 0.9, 0.0, 0), (1.3, 1.0, 0.1, 20), (0.9, 0.5, 0.0, 7)]
+    whole, real, wanted = np.zeros((rows, 2), np.int32), np.zeros((rows, 4), np.float32), np.zeros(rows)
+    for i in range(rows):
+        temperature, top_p, min_p, top_k = settings[i % len(settings)]
+        v = x[i % 3].astype(np.float64)
+        weights = np.exp((v - v.max()) / temperature)
+        ranked = np.argsort(-v)[: top_k or vocabulary]
+        before = np.cumsum(weights[ranked]) - weights[ranked]
+        kept = np.sort(ranked[(before < top_p * weights[ranked].sum()) & (weights[ranked] >= min_p)])
+        likely = kept[weights[kept] > 1e-3 * weights[kept].sum()]
+        wanted[i] = rng.choice(likely)  # by a number in the middle of what this token has
+        ends = np.cumsum(weights[kept]) / weights[kept].sum()
+        at = np.searchsorted(kept, wanted[i])
+        whole[i] = i % 3, top_k or vocabulary
+        real[i] = 1 / temperature, top_p, min_p, (ends[at] + (ends[at - 1] if at else 0)) / 2
+    made = kernel("draw", "*fp32 *i32 *fp32 *i32", V=vocabulary, BLOCK=1024)
+    return Case(made, (rows, 1, 1), [x, whole, real, np.zeros(rows, np.int32)], (3,), (wanted,), 0.0)
+
+
 def gemv_cases(rng) -> list[Case]:
     rows, n, k, width = 5, 48, 100, 128
     finish = {"BIAS": True, "ACT": "silu", "LIMIT": 0.0, "ALPHA": 0.0, "BN": 16, "BM": 4, "N": n, "K": k}
@@ -234,7 +256,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
     return [
         norm_case(rng, "rms", "", "*fp32", np.float32), norm_case(rng, "layer", "", "*bf16", BF16), norm_case(rng, "rms", "int8", "*i8", np.int8),
         norm_case(rng, "rms", "fp8", "*bf16", BF16), norm_case(rng, "rms", "int8-values", "*bf16", BF16),
-        cache_case(rng, True, False, 4), cache_case(rng, False, True, 1), *largest_cases(rng), *gemv_cases(rng),
+        cache_case(rng, True, False, 4), cache_case(rng, False, True, 1), *largest_cases(rng), draw_case(rng), *gemv_cases(rng),
         attend_case(rng, 0, 0.0), attend_case(rng, 200, 5.0),
     ]  # fmt: skip
 

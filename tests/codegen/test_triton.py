@@ -17,6 +17,7 @@ from llmc.rebuild import check_rebuild
 from llmc.runtime.api import load
 from llmc.runtime.artifact import open_artifact
 from llmc.runtime.executors.choose import choose_target, target_entry
+from llmc.runtime.host_sampling import uniform
 from llmc.toolchain import kernel_cache
 
 WORKER = Path(__file__).with_name("interpreter_worker.py")
@@ -29,11 +30,12 @@ CASES = [
     ("gemma2", {"quant": "int3:g32", "dtype": "bf16"}, 2e-2),
     ("gpt2", {"quant": "int8:channel/bf16", "dtype": "bf16"}, 2e-2),
     ("gpt_oss", {"dtype": "bf16"}, 4e-2),
+    ("mixtral", {"quant": "int4:g32:asym", "dtype": "bf16"}, 4e-2),
     ("bloom", {"quant": "nf4", "dtype": "bf16"}, 2e-2),
 ]
 """Of the largest logit: float32 sums in other orders; with bfloat16 caches and products, roundings of 2^-8 that fall either way; with e4m3
 activations, roundings of 2^-4 (over 60 tokens either side is as far from the unquantized model as the other, 0.055 root mean square)."""
-FLIPS = {"gpt_oss": 1, "qwen3_next": 1}
+FLIPS = {"gpt_oss": 1, "qwen3_next": 1, "mixtral": 1}
 """Tokens of 35 whose router has a near tie: it may send them to another expert."""
 
 
@@ -58,7 +60,23 @@ def interpreted(path, random, tmp_path, tolerance, flips=0):
     assert errors[-1 - flips] < tolerance, errors[-3:]
     assert got["pieces"].tobytes() == got["prefill"].tobytes(), np.abs(got["pieces"] - got["prefill"]).max()
     assert got["greedy"][0] == got["prefill"][-1].argmax()
+    check_draws(got)
     return got, facts
+
+
+def check_draws(got):
+    """Tokens that the device drew: where the request's own number falls in the kept probabilities, in float64, in the order of ids."""
+    for (row, temperature, top_p, min_p, top_k, seed), token in zip(got["drawn"], got["tokens"], strict=True):
+        x = got["prefill"][int(row)].astype(np.float64)
+        weights = np.exp((x - x.max()) / temperature)
+        ranked = np.argsort(-x, kind="stable")[: int(top_k) or x.size]
+        before = np.cumsum(weights[ranked]) - weights[ranked]
+        kept = ranked[(before < top_p * weights[ranked].sum()) & (weights[ranked] >= min_p)]
+        weights[np.setdiff1d(np.arange(x.size), kept)] = 0
+        ends = np.cumsum(weights) / weights.sum()
+        at = uniform(int(seed), int(row))
+        assert weights[token] > 0 or top_p < 1, (row, token)  # a border of top-p may fall on the other side
+        assert ends[token] - weights[token] / weights.sum() - 1e-3 <= at <= ends[token] + 1e-3, (row, token, at)
 
 
 SPLIT = [("llama", {"quant": "int4:g32"}), ("gemma2", {}), ("gpt2", {"quant": "int8"}), ("qwen3_next", {})]

@@ -38,7 +38,8 @@ def test_both_draw_the_same_tokens(settings, tiny, random):
             fields = {**base, **settings}
             row = SamplingRow(0, seed=int(random.integers(1 << 62)), counter=counter, prompt=prompt, output=output, **fields)
             (mine,) = model.executor.sample([row], top=3, logprobs=True)
-            theirs = host_sampling.draw(row, model.executor.logits(1)[0], 3, True)
+            logits = model.executor.logits(1)[0]
+            theirs = host_sampling.judged(host_sampling.choose(row, logits), logits, 3, True)
             same += mine.token == theirs.token
             if mine.token == theirs.token:
                 assert theirs.logprob == pytest.approx(mine.logprob, abs=1e-4)

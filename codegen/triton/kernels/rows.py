@@ -161,3 +161,77 @@ def argmax(part_ptr, y_ptr, PARTS: tl.constexpr, OVERLAP: tl.constexpr):
     at = part_ptr + (i * PARTS + tl.arange(0, PARTS)) * 2
     x, where = tl.load(at), tl.load(at + 1)
     tl.store(y_ptr + i, tl.min(tl.where(x == tl.max(x, 0), where, float("inf")), 0).to(tl.int32))
+
+
+@triton.jit
+def ordered(x):
+    """Floats as integers of the same order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def above(row_ptr, least, most, inverse, V: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the values of a row whose order is `least` or more: how many, and Σ exp((x - most)·inverse)."""
+    lane = tl.arange(0, BLOCK)
+    count = tl.zeros((BLOCK,), tl.int32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for v0 in range(0, V, BLOCK):
+        x = tl.load(row_ptr + v0 + lane, mask=v0 + lane < V, other=float("-inf"))
+        held = (v0 + lane < V) & (ordered(x) >= least)
+        count += held.to(tl.int32)
+        total += tl.where(held, tl.exp((x - most) * inverse), 0.0)
+    return tl.sum(count, 0), tl.sum(total, 0)
+
+
+@triton.jit
+def draw(x_ptr, whole_ptr, real_ptr, y_ptr, V: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    """Grid (draws): y[i] drawn from a row of x [R, V]. whole [draws, 2]: the row, and how many of the largest logits are kept; real [draws, 4]:
+    1 / temperature, top-p, min-p, and a number from 0 to 1. A threshold is found by halving the range of orders: nothing is sorted. Logits
+    equal to the last that is kept are all kept; tokens stand in the order of their ids."""
+    begin(OVERLAP)
+    i = tl.program_id(0)
+    row_ptr = x_ptr + tl.load(whole_ptr + 2 * i).to(tl.int64) * V
+    k = tl.load(whole_ptr + 2 * i + 1)
+    inverse, p = tl.load(real_ptr + 4 * i), tl.load(real_ptr + 4 * i + 1)
+    min_p, at = tl.load(real_ptr + 4 * i + 2), tl.load(real_ptr + 4 * i + 3)
+    lane = tl.arange(0, BLOCK)
+    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for v0 in range(0, V, BLOCK):
+        largest = tl.maximum(largest, tl.load(row_ptr + v0 + lane, mask=v0 + lane < V, other=float("-inf")))
+    most = tl.max(largest, 0)
+    top = ordered(most).to(tl.int64)
+    least = tl.full((), -2139095041, tl.int64)  # of -inf
+    if k < V:
+        high = top
+        while least < high:
+            middle = least + (high - least + 1) // 2
+            count, _ = above(row_ptr, middle.to(tl.int32), most, inverse, V, BLOCK)
+            least = tl.where(count >= k, middle, least)
+            high = tl.where(count >= k, high, middle - 1)
+    if p < 1.0:
+        _, total = above(row_ptr, least.to(tl.int32), most, inverse, V, BLOCK)
+        high = top
+        while least < high:
+            middle = least + (high - least + 1) // 2
+            _, mass = above(row_ptr, middle.to(tl.int32), most, inverse, V, BLOCK)
+            least = tl.where(mass >= p * total, middle, least)
+            high = tl.where(mass >= p * total, high, middle - 1)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for v0 in range(0, V, BLOCK):
+        x = tl.load(row_ptr + v0 + lane, mask=v0 + lane < V, other=float("-inf"))
+        w = tl.where(ordered(x) >= least.to(tl.int32), tl.exp((x - most) * inverse), 0.0)
+        total += tl.where(w >= min_p, w, 0.0)
+    target = at * tl.sum(total, 0)
+    before = 0.0
+    found = tl.full((), V, tl.int32)
+    last = tl.full((), 0, tl.int32)
+    for v0 in range(0, V, BLOCK):
+        x = tl.load(row_ptr + v0 + lane, mask=v0 + lane < V, other=float("-inf"))
+        w = tl.where(ordered(x) >= least.to(tl.int32), tl.exp((x - most) * inverse), 0.0)
+        w = tl.where(w >= min_p, w, 0.0)
+        past = (w > 0.0) & (before + tl.cumsum(w, 0) > target)
+        found = tl.minimum(found, tl.min(tl.where(past, v0 + lane, V), 0))
+        last = tl.maximum(last, tl.max(tl.where(w > 0.0, v0 + lane, 0), 0))
+        before += tl.sum(w, 0)
+    tl.store(y_ptr + i, tl.where(found < V, found, last))
