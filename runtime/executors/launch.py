@@ -355,13 +355,13 @@ class LaunchExecutor:
             places = np.flatnonzero(which)
             for at in range(0, places.size, self._max_rows):
                 piece = places[at : at + self._max_rows]
-                tokens[piece] = self._draw([rows[i] for i in piece], when)
+                tokens[piece] = self._draw([rows[int(i)] for i in piece], when)
         wanted = logprobs or top > 0
         if not wanted and not changed.any():
             return [Draw(t) for t in tokens.tolist()]
         logits = self.logits(max(r.row for r in rows) + 1)
         for i in np.flatnonzero(changed):
-            tokens[i] = host_sampling.choose(rows[i], logits[rows[i].row])
+            tokens[i] = host_sampling.choose(rows[int(i)], logits[rows[int(i)].row])
         return [host_sampling.judged(t, logits[r.row], top, wanted) for t, r in zip(tokens.tolist(), rows, strict=True)]
 
     def _draw(self, rows: Sequence[SamplingRow], when: str) -> Ints:
