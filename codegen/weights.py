@@ -60,10 +60,10 @@ class WeightPacker:
         elif kind == "input_scale":
             packed = pack_vector(self._input_scale(spec.values[0]))
         elif kind == "floats":
-            packed = torch.cat([pack_floats(m, detail) for m in self._matrices(spec)])
+            packed = _joined([pack_floats(m, detail) for m in self._matrices(spec)])
         else:
             assert spec.scheme is not None
-            packed = torch.cat([_pack_part(kind, codes, spec.scheme) for codes in self._codes(spec, spec.scheme)])
+            packed = _joined([_pack_part(kind, codes, spec.scheme) for codes in self._codes(spec, spec.scheme)])
         return memoryview(packed.contiguous().numpy()).cast("B")
 
     def _matrices(self, spec: WeightSpec) -> Iterator[torch.Tensor]:
@@ -186,6 +186,11 @@ def packed_bytes(spec: WeightSpec) -> int:
     if kind == "zeros" and not scheme.offset:
         return experts * rows * groups
     return experts * rows * (groups * scheme.scale_bytes + (4 if scheme.scale_kind == "int8" else 0))
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Parts one after the other; a single one, which may be most of a gigabyte, is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _up(n: int, multiple: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...compiler.ir.graph import Graph, Node, Value
 from ...compiler.ir.ops.causal_conv import CausalConv
+from ...compiler.ir.ops.concat import Concat
 from ...compiler.ir.ops.embedding import Embedding
 from ...compiler.ir.ops.experts import Experts
 from ...compiler.ir.ops.fused_attention import FusedAttention
@@ -24,6 +25,7 @@ from ...compiler.ir.ops.rope_table import RopeTable
 from ...compiler.ir.types import Sym, product
 from ...errors import UnsupportedError
 from ...quant.scheme import SCALES, STATIC, Scheme, parse_scheme
+from ...runtime.plan import BLOCK
 from ..layout import Buffer, c_dim
 from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
 from ..packing import ROUNDING, Kind, kind_of, tile_bytes, why_not_faster
@@ -98,6 +100,7 @@ class CpuLowering(Lowering):
             "dv": 32,
             "attention_rows": 32,
             "partial_bytes": 64,
+            "turned_bytes": 0,
             "index_bytes": 0,
             "index_list_bytes": 0,
         }
@@ -435,7 +438,8 @@ heads_{kind.name}(s, tid, (int)({c_dim(rows)}), &w, {count}, {_codes_bytes(n, k,
         heads, groups = q[2], k[2]
         out = self.new_value(node.output)
         cache = len(self.caches)
-        self.caches.append(Cache(groups, dk, dv, self.kv_kind, op.reach))
+        within = self._begins_with(at["k"], at["v"]) and not op.k_norm and not (op.rope and op.offset < dv)
+        self.caches.append(Cache(groups, dk, 0 if within else dv, self.kv_kind, op.reach))
         pointers = [
             Pointer("cache", cache),
             self._any_pointer(q[0].buffer),
@@ -463,7 +467,7 @@ heads_{kind.name}(s, tid, (int)({c_dim(rows)}), &w, {count}, {_codes_bytes(n, k,
             for i, (n, s) in enumerate(zip("qkv", (q, k, v), strict=True), 1)
         )
         code = f"""attention a = {{.cache = @0, {sides}, .out = @4{"".join(", " + e for e in extra)},
-    .heads = {heads}, .groups = {groups}, .dk = {dk}, .dv = {dv}, .pairs = {pairs}, .interleaved = {int(op.interleaved)}, .offset = {op.offset}, .window = {op.window}, .chunk = {op.chunk}, .causal = 1,
+    .heads = {heads}, .groups = {groups}, .dk = {dk}, .dv = {dv}, .pairs = {pairs}, .interleaved = {int(op.interleaved)}, .offset = {op.offset}, .window = {op.window}, .chunk = {op.chunk}, .causal = 1, .within = {int(within)},
     .scale = {float(op.scale).hex()}f, .softcap = {float(op.softcap).hex()}f, .eps = {float(op.eps).hex()}f, .k_scale = {float(op.k_scale).hex()}f, .v_scale = {float(op.v_scale).hex()}f}};
 attend_{self.kv_kind}(s, tid, &a);"""
         if not op.causal:
@@ -473,8 +477,14 @@ attend_{self.kv_kind}(s, tid, &a);"""
         limits = self.limits
         limits["dk"], limits["dv"] = max(limits["dk"], -(-dk // 32) * 32), max(limits["dv"], -(-dv // 16) * 16)
         limits["attention_rows"] = max(limits["attention_rows"], share if share >= 32 else 32)
+        limits["turned_bytes"] = max(limits["turned_bytes"], 4 * BLOCK * -(-dv // 16) * 16 if within else 0)
         limits["partial_bytes"] = max(limits["partial_bytes"], heads * (-(-dv // 16) * 16 + 2) * 4)
         self.call(node, f"attend_{self.kv_kind}", code, pointers)
+
+    def _begins_with(self, whole: Value, part: Value) -> bool:
+        """Whether a value's last dimension begins with another value, whole."""
+        made = self.producers.get(whole.name)
+        return made is not None and made.op == Concat(len(whole.type.shape) - 1) and made.inputs[0] == part
 
     def lower_indexer(self, node: Node) -> None:
         op = node.op

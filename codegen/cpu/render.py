@@ -140,6 +140,7 @@ def render(
         max_dv=limits["dv"],
         shared_row_bytes=limits["shared_row_bytes"],
         partial_bytes=limits["partial_bytes"],
+        turned_bytes=limits["turned_bytes"],
         index_bytes=limits["index_bytes"],
         index_list_bytes=limits["index_list_bytes"],
         logits_slot=slot_of[lowered.logits.id],
