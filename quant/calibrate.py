@@ -129,7 +129,7 @@ class _Run:
         self._env: dict[str, torch.Tensor] = {
             "%input_ids": tokens.reshape(1, -1), "%position_ids": positions[None], "%logits_rows": torch.zeros(1, dtype=torch.int64),
         }  # fmt: skip
-        self._clean = dict(self._env)  # the same values as the original computes them
+        self._clean = dict(self._env)  # the same values as the original computes them, where the rounding compares with them
         self._static = graph.static_values()
         self._adds = _residual_adds(graph)
         self._drifting = {  # inputs of some product with as many outputs
@@ -160,8 +160,10 @@ class _Run:
                     self._save(place, numbers)
                     last_save = time.monotonic()
                 outputs = self._node(node)
-                with self._products.everywhere():
-                    clean = self._computed(node, [self._value(v, self._clean) for v in node.inputs])
+                clean = outputs
+                if self._rounding.compensates:
+                    with self._products.everywhere():
+                        clean = self._computed(node, [self._value(v, self._clean) for v in node.inputs])
                 self._release(node, left)
                 for value, tensor, original in zip(node.outputs, outputs, clean, strict=True):
                     if left.get(value.name):

@@ -198,6 +198,7 @@ class WeightsFile:
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self.listed: list[tuple[str, int]] = []
+        self.keys: list[str] = []  # what each follows from (codegen/reuse.py)
         self._size = 0
 
     def add(self, name: str, data: bytes | memoryview) -> None:

@@ -133,7 +133,8 @@ MANIFEST = Fields(
         "conformance": Fields({}, {"kl_mean": number, "kl_p99": number, "top1": number, "max_abs": number, "skipped": text}),
         "canary": Fields({}, {"sequences": Each(Each(whole)), "sha256": Each(text)}),
         "members": Each(Fields({"name": text, "bytes": whole, "sha256": text})),
-    }
+    },
+    {"packing": Each(text)},
 )
 
 

@@ -7,11 +7,8 @@ import re
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from ...compiler.ir.graph import Graph
 from ...compiler.ir.ops.pointwise import ACTIVATIONS
@@ -19,6 +16,7 @@ from ...quant.levels import FOUR_BITS
 from ...runtime.artifact import layout_digest
 from ..lowering import INPUTS, Pointer, WeightSpec, place_caches, unique_names
 from ..packing import FIELDS
+from ..templates import environment
 from ..tuning import Tuning, shipped_tuning
 from . import generic
 from .lower import Call, Lowered, lower
@@ -101,7 +99,7 @@ def render(
         for start, period, count in _periods([c.code for c in lowered.calls])
     ]
     kinds = lowered.kinds
-    environment = _environment()
+    templates = environment(TEMPLATES)
     float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"] | kinds["heads"]), sorted(kinds["dot"])
     common = {"float_kinds": float_kinds, "dot_kinds": dot_kinds, "activations": ACTIVATIONS}
     numbers_of = {
@@ -111,13 +109,13 @@ def render(
         "level_tables": LEVEL_TABLES,
         "dot_tables": DOT_TABLES,
     }
-    attention = environment.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
+    attention = templates.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
     kv = sorted(kinds["kv"] - {"f32"})
     limits, places = lowered.limits, place_caches(lowered.caches, tables)
-    step = environment.get_template("step.c.j2").render(
+    step = templates.get_template("step.c.j2").render(
         **common,
         amx_kinds=AMX_KINDS,
-        linear_source=environment.get_template("linear.c.j2").render(**common, **numbers_of, kv_only=kv),
+        linear_source=templates.get_template("linear.c.j2").render(**common, **numbers_of, kv_only=kv),
         attention_source=attention,
         table_kinds=sorted(kinds["table"]),
         experts_kinds=sorted(kinds["experts"]),
@@ -147,7 +145,7 @@ def render(
     )
     headers = {name: (TEMPLATES / name).read_text() for name in HEADERS}
     headers["tuning.h"] = (tuning or shipped_tuning()).header()
-    headers["step.h"] = environment.get_template("step.h.j2").render(modes=sorted(kinds["modes"]), hadamard=kinds["hadamard"])
+    headers["step.h"] = templates.get_template("step.h.j2").render(modes=sorted(kinds["modes"]), hadamard=kinds["hadamard"])
     return Rendered({"step.c": step, **headers}, lowered, tuple(kernels))
 
 
@@ -156,17 +154,6 @@ def _vocabulary(graph: Graph) -> int:
     width = logits.type.shape[-1]
     assert isinstance(width, int)
     return width
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
 
 
 def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, Any]]]:

@@ -13,15 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jinja2
 
 from ...errors import LlmcError
 from ...toolchain.c import toolchain
 from ...toolchain.kernel_cache import cached, keep
+from ..templates import environment
 
 if TYPE_CHECKING:
     from ..triton.lower import Kernel
@@ -70,24 +68,13 @@ def render(kernel: Kernel) -> str:
     """A kernel's source."""
     types = [TYPES[t] for t in kernel.signature]
     arguments = ", ".join(f"argument{{p[{i}]}}" for i in range(len(types)))
-    template = _environment().get_template(f"{kernel.function}.hip.j2")
+    template = environment(TEMPLATES).get_template(f"{kernel.function}.hip.j2")
     text = template.render(name=kernel.name, warps=kernel.warps, types=types, number=_number, **dict(kernel.constants))
     return f"{text}EMULATED({kernel.name}, {kernel.warps} * WAVE, {arguments})\n"
 
 
 def _number(value: float) -> str:
     return f"{float(value)!r}f"
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
 
 
 def compiled(kernels: Sequence[Kernel], target: GpuTarget, use_cache: bool = True) -> dict[str, tuple[bytes, dict[str, Any]]]:

@@ -55,9 +55,9 @@ PREFETCHED_LINES = 1
 step with none, 4.19 with 1, 4.21 with 2, 4.26 with 4."""
 NIBBLE_GROUPS = (16, 32, 64, 128, 256)
 APART_ROWS = 64
+"""Rows up to which chunks of K are summed apart."""
 GEMV_ROWS, GEMV_OUTPUTS = 4, 16
 """Rows that a product of few takes at most, and outputs that a program of it makes."""
-"""Rows up to which chunks of K are summed apart."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,8 @@ GPU_SCALES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel for at most so many rows (0: any number). A grid is up to three sizes (symbol, factor, divisor): ceil(value·factor / divisor), plus a fourth
-    number where there is one.
-    `tile`: tokens of one sequence that a program takes, where the kernel walks tiles."""
+    """A kernel for at most so many rows (0: any number). A grid is up to three sizes (symbol, factor, divisor): ceil(value·factor / divisor),
+    plus a fourth number where there is one. `tile`: tokens of one sequence that a program takes, where the kernel walks tiles."""
 
     most: int
     kernel: Kernel
@@ -679,35 +678,10 @@ class GpuLowering(Lowering):
         packed_in = up(2 * up(n_in // 2, 16), 32) if op.gate else up(n_in, 32)
         gate = {"ACT": op.act, "GATED": bool(op.gate), "LIMIT": float(op.limit), "ALPHA": float(op.alpha)}
         plain = {"ACT": "", "GATED": False, "LIMIT": 0.0, "ALPHA": 0.0}
+        given_in, given_out = Layout.dense(layout.buffer, layout.shape), Layout.dense(inner, (pairs, width))
         steps = (
-            (
-                Layout.dense(layout.buffer, layout.shape),
-                rows,
-                ldx,
-                offset,
-                first,
-                b_in,
-                k,
-                packed_in,
-                width,
-                choices,
-                gate,
-                inner,
-            ),
-            (
-                Layout.dense(inner, (pairs, width)),
-                pairs,
-                width,
-                0,
-                second,
-                b_out,
-                width,
-                up(hidden, 32),
-                hidden,
-                1,
-                plain,
-                partial,
-            ),
+            (given_in, rows, ldx, offset, first, b_in, k, packed_in, width, choices, gate, inner),
+            (given_out, pairs, width, 0, second, b_out, width, up(hidden, 32), hidden, 1, plain, partial),
         )
         for given, many, ld, at, w, bias, depth, packed, wide, divide, act, to in steps:
             level = w.kind == "level" and scheme.activations in ("", "f32", "f16")
@@ -722,16 +696,14 @@ class GpuLowering(Lowering):
                 "EXPERTS": count, "LANES": power(count), "DIVIDE": divide, "N": packed, "K": depth, "LDX": ld, "HAS_ZERO": w.zeros is not None, "BIAS": bias is not None,
                 "WIDTH": wide, "BN": 64, **act, **w.constants(),
             }  # fmt: skip
-            variants = []
-            for most, bm in ((16, 16), (0, 64)):
-                kernel = self._kernel(
-                    "experts", "grouped", [TYPES[read], "*i32", "*i32", *types, "*fp32", "*fp32"], BM=bm, **constants
-                )
-                symbol, factor = generic.lanes_of(pairs)
-                tiles = (
-                    [symbol, factor, 1] if most else [symbol, factor, bm, count]
-                )  # as many as pairs, or as full tiles and one begun an expert
-                variants.append(Variant(most, kernel, [["1", packed, 64], tiles]))
+            signature = [TYPES[read], "*i32", "*i32", *types, "*fp32", "*fp32"]
+            symbol, factor = generic.lanes_of(pairs)
+            # at most so many tiles of rows: one a pair; or all full ones, and one that is not full an expert
+            bounds = ((16, 16, [symbol, factor, 1]), (0, 64, [symbol, factor, 64, count]))
+            variants = [
+                Variant(most, self._kernel("experts", "grouped", signature, BM=bm, **constants), [["1", packed, 64], tiles])
+                for most, bm, tiles in bounds
+            ]
             self._launch(
                 node, [source, order, starts, *items, vector, to], variants, rows=rows, scheme=str(scheme), weight_bytes=self.device[w.codes].bytes,
                 operations=2 * choices * depth * wide * (2 if act["GATED"] else 1),

@@ -96,6 +96,14 @@ def _inverse_root(h: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h[order][:, order].double())), upper=True).float()
 
 
+@dataclass(frozen=True)
+class GptqPlain(Gptq):
+    """GPTQ as it was published, after the search for scales: no sweeps, and nothing is made up for that earlier layers did."""
+
+    compensates = False
+    sweeps: int = 0
+
+
 Nearest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 """For values [N] of one input and its group: their codes, and the values that those stand for."""
 

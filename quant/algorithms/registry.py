@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import UsageError, nearest
 from .awq import Awq
-from .gptq import Gptq
+from .gptq import Gptq, GptqPlain
 from .grid import Clipped
 from .smoothquant import SmoothQuant
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..calibrate import Rounding, Scaling
 
 SCALINGS: dict[str, type[Scaling]] = {"awq": Awq, "smoothquant": SmoothQuant}
-ROUNDINGS: dict[str, type[Rounding]] = {"rtn": Clipped, "gptq": Gptq}
+ROUNDINGS: dict[str, type[Rounding]] = {"rtn": Clipped, "gptq": Gptq, "gptq-plain": GptqPlain}
 ROTATION, TRANSFORM = "rotate", "hadamard"
 NAMES = (*ROUNDINGS, *SCALINGS, ROTATION, TRANSFORM)
 
@@ -36,7 +36,7 @@ class Algorithm:
 
 
 def parse_algorithm(name: str) -> Algorithm | None:
-    """`rtn` (None: nothing to calibrate), `gptq`, `awq`, `smoothquant`, `rotate`, `hadamard`, or several: `rotate+awq+gptq`.
+    """`rtn` (None: nothing to calibrate), `gptq`, `gptq-plain`, `awq`, `smoothquant`, `rotate`, `hadamard`, or several: `rotate+awq+gptq`.
 
     Raises UsageError naming the nearest valid name.
     """

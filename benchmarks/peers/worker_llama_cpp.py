@@ -1,20 +1,14 @@
-"""llama.cpp through llama-cpp-python, timed: run by compare.py in a virtual environment of its own.
-
-`python llama_cpp_worker.py quantize SOURCE.gguf TYPE OUT.gguf` makes a model; `python llama_cpp_worker.py time MODEL.gguf JSON`
-prints one JSON object with the cells; `python llama_cpp_worker.py start MODEL.gguf THREADS` prints seconds to the first token.
-"""
+"""llama.cpp through llama-cpp-python. See timing.py."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import random
-import resource
-import sys
 import time
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
+from timing import main, random_ids
 
 TYPES = {"q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0, "bf16": lib.LLAMA_FTYPE_MOSTLY_BF16}
 
@@ -77,7 +71,7 @@ class Session:
 
 def single(path: str, threads: int, flash: bool, prompt: int, generate: int) -> dict[str, float]:
     session = Session(path, threads, prompt + generate + 16, 1, flash)
-    ids = [random.randrange(200, session.vocabulary - 200) for _ in range(prompt)]
+    ids = random_ids(prompt, session.vocabulary)
     session.decode([(t, i, 0, i == prompt - 1) for i, t in enumerate(ids)])
     session.clear()
     start = time.perf_counter()
@@ -96,7 +90,7 @@ def concurrent(path: str, threads: int, flash: bool, count: int, prompt: int, ge
 
     def once() -> float:
         session.clear()
-        prompts = [[random.randrange(200, session.vocabulary - 200) for _ in range(prompt)] for _ in range(count)]
+        prompts = [random_ids(prompt, session.vocabulary) for _ in range(count)]
         tokens = [0] * count
         start = time.perf_counter()
         for s in range(0, count, 4):
@@ -112,31 +106,25 @@ def concurrent(path: str, threads: int, flash: bool, count: int, prompt: int, ge
     return once()
 
 
-def main() -> None:
-    command = sys.argv[1]
-    lib.llama_backend_init()
-    if command == "quantize":
-        quantize(*sys.argv[2:5])
-    elif command == "start":
-        session = Session(sys.argv[2], int(sys.argv[3]), 256, 1, False)
-        session.decode([(t, i, 0, i == 4) for i, t in enumerate((11, 23, 35, 47, 59))])
-        session.best(-1)
-        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
-            started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-            age = float(uptime.read().split()[0]) - started
-        print(json.dumps({"seconds": age, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
-    else:
-        q = json.loads(sys.argv[3])
-        out: dict[str, object] = {}
-        for flash in (False, True):
-            name = "fa" if flash else "no_fa"
-            out[name] = single(sys.argv[2], q["threads"], flash, q["prompt"], q["generate"])
-            for count in q["concurrency"]:
-                out[name][f"at_once_{count}"] = concurrent(
-                    sys.argv[2], q["threads"], flash, count, q["concurrent_prompt"], q["concurrent_generate"]
-                )  # type: ignore[index]
-        print(json.dumps(out))
+def time_cells(path: str, q: dict[str, Any]) -> dict[str, float]:
+    """Flash attention off and on: the better of the two counts in each cell."""
+    found: list[dict[str, float]] = []
+    for flash in (False, True):
+        cells = single(path, q["threads"], flash, q["prompt"], q["generate"])
+        for count in q["concurrency"]:
+            cells[f"at_once_{count}"] = concurrent(
+                path, q["threads"], flash, count, q["concurrent_prompt"], q["concurrent_generate"]
+            )
+        found.append(cells)
+    return {name: max(cells[name] for cells in found) for name in found[0]}
+
+
+def first_token(path: str, threads: int) -> None:
+    session = Session(path, threads, 256, 1, False)
+    session.decode([(t, i, 0, i == 4) for i, t in enumerate((11, 23, 35, 47, 59))])
+    session.best(-1)
 
 
 if __name__ == "__main__":
-    main()
+    lib.llama_backend_init()
+    main(quantize, time_cells, first_token)

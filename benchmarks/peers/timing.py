@@ -1,0 +1,42 @@
+"""What the peers' workers share. Each is run by compare.py in a virtual environment of its own, without llmc:
+
+`WORKER.py prepare SOURCE.gguf KIND OUT` makes its model; `WORKER.py time MODEL JSON` prints the cells (tokens a second) as JSON;
+`WORKER.py start MODEL THREADS` prints the seconds from the process's start to the first token, and its peak memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def age() -> float:
+    """Seconds since this process started."""
+    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(uptime.read().split()[0]) - started
+
+
+def random_ids(count: int, vocabulary: int) -> list[int]:
+    return [random.randrange(200, vocabulary - 200) for _ in range(count)]
+
+
+def main(
+    prepare: Callable[[str, str, str], None],
+    time_cells: Callable[[str, dict[str, Any]], Any],
+    first_token: Callable[[str, int], Any],
+) -> None:
+    """The worker's command line. `first_token(model, threads)` loads the model and makes one token."""
+    command, *given = sys.argv[1:]
+    if command == "prepare":
+        prepare(*given)
+    elif command == "time":
+        print(json.dumps(time_cells(given[0], json.loads(given[1]))))
+    else:
+        first_token(given[0], int(given[1]))
+        print(json.dumps({"seconds": age(), "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
