@@ -40,6 +40,8 @@ TOKENS = 150
 CLOSE = 4e-2  # of the largest logit: bfloat16 roundings of cache and activations that fall the other way
 SHORT_BLOCKS, LONG_BLOCKS = 64, 256  # of the cache, for 2,048 and 8,192 positions
 SPARE = 8 << 30  # bytes of the device for what a step holds beside weights and cache
+DRAWS = [(1.0, 1.0, 0.0, 0), (0.7, 0.9, 0.0, 0), (1.3, 1.0, 0.1, 20), (0.9, 0.5, 0.0, 7)]  # temperature, top-p, min-p, top-k
+DRAWN_CLOSE = 2e-3  # of all probability: float32 sums, and a border of top-p that falls on the other side
 FLIPS = 1 / 50  # of tokens of a mixture of experts: a router's near tie that falls the other way sends one to another expert
 
 
@@ -121,8 +123,30 @@ def prepared(folder: Path, pattern: str, only: str = "") -> list[Path]:
     return found
 
 
+def strange_draws(logits: np.ndarray, drawn: Any, tokens: Any) -> list[int]:
+    """Draws that are not where their own number falls in the kept probabilities, in float64, in the order of ids. `drawn`: for each its row of
+    `logits`, temperature, top-p, min-p, top-k, and seed; its place is the row."""
+    from llmc.runtime.host_sampling import uniform
+
+    found = []
+    for i, (row, temperature, top_p, min_p, top_k, seed) in enumerate(drawn):
+        x = logits[int(row)].astype(np.float64)
+        weights = np.exp((x - x.max()) / temperature)
+        ranked = np.argsort(-x, kind="stable")[: int(top_k) or x.size]
+        before = np.cumsum(weights[ranked]) - weights[ranked]
+        kept = ranked[(before < top_p * weights[ranked].sum()) & (weights[ranked] >= min_p)]
+        weights[np.setdiff1d(np.arange(x.size), kept)] = 0
+        ends = np.cumsum(weights) / weights.sum()
+        at, end = uniform(int(seed), int(row)), ends[tokens[i]]
+        if not end - weights[tokens[i]] / weights.sum() - DRAWN_CLOSE <= at <= end + DRAWN_CLOSE:
+            found.append(i)
+    return found
+
+
 def check(folder: Path, only: str = "") -> int:
     """Every checked artifact on the device; 1 when one differs."""
+    from llmc.runtime.sampling import SamplingRow
+
     failed = 0
     for path in prepared(folder, "*.npz", only):
         wanted = np.load(path)
@@ -130,6 +154,9 @@ def check(folder: Path, only: str = "") -> int:
         session = Session(path.with_suffix(".llmc"), max_tokens=192, max_sequences=4, max_rows=192, context=256, blocks=32)
         session.step([(ids, 0, blocks)], every=True)
         whole = session.executor.logits(TOKENS).copy()
+        drawn = [(i % TOKENS, *DRAWS[i % len(DRAWS)], 1 + i) for i in range(100)]
+        rows = [SamplingRow(r, t, p, m, k, 1.0, 0.0, 0.0, seed, r) for r, t, p, m, k, seed in drawn]
+        strange = strange_draws(whole, drawn, [d.token for d in session.executor.sample(rows)])
         other, pieces, at = ids[::-1][:37].copy(), [], 0
         for size in (1, 64, 5, 1, 1, 40):
             session.step([(other, 0, [20, 21]), (ids[at : at + size], at, list(range(10, 18)))], every=True)
@@ -144,10 +171,10 @@ def check(folder: Path, only: str = "") -> int:
         error = float(np.sort(errors)[-1 - allowed])
         parts = np.concatenate(pieces)
         same = parts.tobytes() == whole.tobytes()
-        fine = error < CLOSE and same
+        fine = error < CLOSE and same and not strange
         failed += not fine
         print(
-            f"{path.stem:32} error {error:.2e} (largest {errors.max():.2e})  {'same bits' if same else f'bits differ by {np.abs(parts - whole).max():.1e}'}  {'ok' if fine else 'FAILED'}",
+            f"{path.stem:32} error {error:.2e} (largest {errors.max():.2e})  {'same bits' if same else f'bits differ by {np.abs(parts - whole).max():.1e}'}  {f'{len(strange)} strange draws  ' if strange else ''}{'ok' if fine else 'FAILED'}",
             flush=True,
         )
         session.close()
