@@ -3,6 +3,7 @@
  *
  * Cost model of rounding and of a sweep: K²/2 and at most K² multiply-adds an output, in strips of 32 outputs whose errors stay in
  * the L2 cache (K·128 bytes) while the matrix of moments streams past once a strip; a code that stays costs nothing.
+ * Cost model of a search: 8 operations a value and candidate; a group stays in the L1 cache.
  * Cost model of a product: 2·R·M·N operations; factors are packed once into panels of pairs, 12 by 32 sums stay in registers. */
 #include <stdint.h>
 #include <stddef.h>
@@ -83,6 +84,31 @@ EXPORT void llmc_sweep_codes(const grid *g, int first, int last, const float *sl
             moved.a = (c.a - old.a) * scale.a; moved.b = (c.b - old.b) * scale.b;
             less(room, row, 0, k, moved);
         }
+    }
+}
+
+/* For the groups of outputs [first, last) the candidate with the least weighted squared error, the first of equals, in best [n][groups].
+ * w [n][groups][size] and weights [groups][size], size a multiple of 16; scales, inverses and zeros [candidates][n][groups]. */
+EXPORT void llmc_best_candidates(int first, int last, int n, int groups, int size, int candidates, float top, const float *w, const float *weights, const float *scales, const float *inverses, const float *zeros, int32_t *best) {
+    const v16 most = splat(top);
+    const ptrdiff_t stride = (ptrdiff_t)n * groups;
+    for (int r = first; r < last; r++) for (int g = 0; g < groups; g++) {
+        const ptrdiff_t place = (ptrdiff_t)r * groups + g;
+        const float *row = w + place * size, *weight = weights + (ptrdiff_t)g * size;
+        float least = __builtin_inff();
+        for (int c = 0; c < candidates; c++) {
+            const v16 scale = splat(scales[c * stride + place]), inverse = splat(inverses[c * stride + place]), zero = splat(zeros[c * stride + place]);
+            v16 sum = splat(0.0f), x, factor;
+            for (int i = 0; i < size; i += 16) {
+                memcpy(&x, row + i, sizeof x); memcpy(&factor, weight + i, sizeof factor);
+                const v16 off = (nearest(x, inverse, zero, most) - zero) * scale - x;
+                sum += off * off * factor;
+            }
+            float error = 0.0f;
+            for (int i = 0; i < 16; i++) error += sum[i];
+            if (error < least) { least = error; best[place] = c; }
+        }
+        if (!(least < __builtin_inff())) best[place] = 0;
     }
 }
 

@@ -43,6 +43,7 @@ def _library() -> Any:
     os.write(handle, binary)
     library = ctypes.CDLL(f"/proc/self/fd/{handle}")  # the descriptor stays open: the loader knows the library by this path
     pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t
+    library.llmc_best_candidates.argtypes = [*[integer] * 6, ctypes.c_float, *[pointer] * 6]
     for name in ("llmc_round_codes", "llmc_sweep_codes"):
         getattr(library, name).argtypes = [pointer, integer, integer, *[pointer] * 4]
     if hasattr(library, "llmc_product"):
@@ -101,6 +102,22 @@ def sweep_codes(slope: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, place
     """One sweep of coordinate descent: each of `codes` [K, N] float32 in turn to its best value given all others. slope [K, N] =
     h·(w − q) as it is before; h [K, K] symmetric."""
     _codes("llmc_sweep_codes", slope, h, codes, places)
+
+
+def best_candidates(
+    w: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, top: float
+) -> torch.Tensor:
+    """Which of the candidates scales, zeros [C, N, G] gives each group of w [N, G, size] the least squared error weighted by weights
+    [G, size], the first of equals: [N, G] int64. All float32."""
+    n, groups, size = w.shape
+    pad = -size % 16
+    w, weights = (torch.nn.functional.pad(t, (0, pad)).contiguous() for t in (w, weights))
+    held = [scales.contiguous(), inverse(scales).contiguous(), zeros.contiguous()]
+    best = torch.empty(n, groups, dtype=torch.int32)
+    function = _library().llmc_best_candidates
+    places = [t.data_ptr() for t in (w, weights, *held, best)]
+    _in_threads(n, 1, lambda first, last: function(first, last, n, groups, size + pad, scales.shape[0], top, *places))
+    return best.long()
 
 
 def product(a: torch.Tensor, b: torch.Tensor, *, over: str, triangle: bool = False) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import native
 from ..scheme import Scheme
 from .rtn import Codes, inverse, quantize, stored_scale, unit_of
 
@@ -90,10 +91,9 @@ class Grid:
         low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
         most = w.gather(-1, w.abs().argmax(-1, keepdim=True))[..., 0]
         middle = float(1 << (scheme.bits - 1))
-        best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         shares = [1.0 - 0.6 * i / tries for i in range(tries)]
+        candidates = []
         for share in shares:
-            candidates = []
             if scheme.asymmetric:
                 for other in shares[:: max(tries // 6, 1)]:
                     scale = stored_scale((share * high - other * low) / top, scheme)
@@ -101,17 +101,11 @@ class Grid:
             else:
                 for scale in (share * w.abs().amax(-1) / (middle - 1), share * most / -middle):
                     candidates.append((stored_scale(scale, scheme), torch.full_like(low, middle)))
-            for scale, zero in candidates:
-                codes = (torch.round(w * inverse(scale)[..., None]) + zero[..., None]).clamp_(0, top)
-                error = (((codes - zero[..., None]) * scale[..., None] - w).square_() * weights).sum(-1)
-                if best is None:
-                    best = (scale, zero, error)
-                else:
-                    wins = error < best[2]
-                    best = tuple(torch.where(wins, a, b) for a, b in zip((scale, zero, error), best, strict=True))  # type: ignore[assignment]
-        assert best is not None
-        scales, unit = best[0].contiguous(), None
+        tried = [torch.stack(t) for t in zip(*candidates, strict=True)]
+        best = native.best_candidates(w, weights, *tried, top)
+        scales, zeros = (t.gather(0, best[None])[0] for t in tried)
+        unit = None
         if scheme.scale_kind == "int8":
             unit = unit_of(scales)
             scales, unit = stored_scale(scales, scheme, unit), unit[:, 0]
-        return Grid(scheme, scales, best[1].contiguous(), torch.empty(0), top, unit)
+        return Grid(scheme, scales, zeros, torch.empty(0), top, unit)

@@ -90,3 +90,16 @@ def test_products_of_bfloat16_factors(numbers, r, m, n):
     assert (native.product(a, a, over="rows", triangle=True).triu() - square.triu()).abs().max() < 1e-6 * max(
         1.0, r**0.5
     ) * square.abs().max()
+
+
+@pytest.mark.parametrize(("size", "groups"), [(16, 3), (40, 1), (128, 2)])
+def test_the_best_of_several_grids(numbers, size, groups):
+    w, weights = numbers(21, groups, size), numbers(groups, size).abs()
+    scales, zeros = numbers(9, 21, groups), numbers(9, 21, groups).abs().round() + 3
+    scales[4] = 0
+    found = native.best_candidates(w, weights, scales, zeros, 15.0)
+    wide, spread = w.double()[None], lambda t: t.double()[..., None]
+    codes = ((wide * spread(inverse(scales))).round() + spread(zeros)).clamp(0, 15)
+    errors = (((codes - spread(zeros)) * spread(scales) - wide).square() * weights.double()).sum(-1)
+    chosen = errors.gather(0, found[None])[0]
+    torch.testing.assert_close(chosen, errors.amin(0), rtol=1e-4, atol=1e-6)
