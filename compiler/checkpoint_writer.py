@@ -26,11 +26,15 @@ def save_checkpoint(
     `dtype` is what config.json says the model computes in, `quantization` its `quantization_config`; that of `like` is left out.
     """
     from safetensors.torch import save_file
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous() for name, t in tensors.items()}, out / "model.safetensors", {"format": "pt"})
     config = copy.deepcopy(like.config)
     config.dtype = dtype
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if not config.architectures and known is not None:  # a GGUF names none; other tools choose their class by it
+        config.architectures = [known]
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.save_pretrained(out)

@@ -26,6 +26,16 @@ def random_ids(count: int, vocabulary: int) -> list[int]:
     return [random.randrange(200, vocabulary - 200) for _ in range(count)]
 
 
+def cells(run: Callable[[int, int, int], float], q: dict[str, Any]) -> dict[str, float]:
+    """The cells, from a function (requests, tokens of a prompt, tokens to make) → seconds."""
+    run(1, 64, 4)
+    first = run(1, q["prompt"], 1)
+    found = {"prefill": q["prompt"] / first, "decode": (q["generate"] - 1) / (run(1, q["prompt"], q["generate"]) - first)}
+    for n in q["concurrency"]:
+        found[f"at_once_{n}"] = n * q["concurrent_generate"] / run(n, q["concurrent_prompt"], q["concurrent_generate"])
+    return found
+
+
 def main(
     prepare: Callable[[str, str, str], None],
     time_cells: Callable[[str, dict[str, Any]], Any],

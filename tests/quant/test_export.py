@@ -58,6 +58,7 @@ def test_a_written_gguf_file_reads_as_the_same_values(source, tmp_path, quant):
     export(source, tmp_path / "x", "gguf", quant=quant)
     export(source, tmp_path / "dense", "dense", quant=quant)
     export(str(tmp_path / "x" / "model.gguf"), tmp_path / "back", "dense", dtype="f32")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"]  # which a GGUF does not name
     got, wanted = values(tmp_path / "back"), values(tmp_path / "dense")
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
