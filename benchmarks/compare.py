@@ -26,7 +26,7 @@ SETTINGS = {"prompt": 512, "generate": 128, "concurrency": [8, 32], "concurrent_
 WORKERS = Path(__file__).parent / "peers"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peer:
     """Another engine: what pip installs, the module that shows that it is there, and the name of its model for each row, which ends in a
     kind. `given`: what its worker makes a model from: the source; llama.cpp's GGUF of that kind; a checkpoint that llmc exports, in bfloat16, or
