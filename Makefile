@@ -11,7 +11,7 @@ help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
 	@echo "make test   run the whole test suite"
 	@echo "make lint types imports docs-check   the other checks of .ci/run"
-	@echo "make bench  compare with llama.cpp on this machine (builds it first)"
+	@echo "make bench  compare with llama.cpp, OpenVINO, onnxruntime-genai, vLLM and transformers on this machine (installs them first)"
 	@echo "make bench-quant   quality and time of the quantization algorithms, beside other tools' (BENCH_ARGS='--tool gptqmodel=PYTHON')"
 	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
 	@echo "make plans  what large models need, from their configurations alone"

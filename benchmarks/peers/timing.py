@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -49,4 +48,7 @@ def main(
         print(json.dumps(time_cells(given[0], json.loads(given[1]))))
     else:
         first_token(given[0], int(given[1]))
-        print(json.dumps({"seconds": age(), "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        seconds = age()
+        with open("/proc/self/status") as status:  # not ru_maxrss, which counts what the parent had when it forked
+            peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+        print(json.dumps({"seconds": seconds, "rss": peak}))
