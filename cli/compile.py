@@ -158,7 +158,7 @@ SCHEMA = {
             ),
             _TEXT,
         ),
-        **dict.fromkeys(("asymmetric", "offload", "strict", "force", "trust_remote_code"), _FLAG),
+        **dict.fromkeys(("asymmetric", "fast_nondeterministic", "offload", "strict", "force", "trust_remote_code"), _FLAG),
         **dict.fromkeys(("scheme", "target", "lora"), _LIST),
         **{key: {"type": "integer", "minimum": 0} for key in ("context", "group_size", "gpu_layers")},
         "max_kl": {"type": "number"},
