@@ -7,21 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from llmc.codegen.cut import layer_of
+from interpreted import FLIPS, interpreted
 from llmc.codegen.triton.elf import resources, sections
 from llmc.codegen.triton.target import TARGETS
 from llmc.errors import EnvironmentLacks, UnsupportedError, UsageError
-from llmc.rebuild import check_rebuild
-from llmc.runtime.api import load
 from llmc.runtime.artifact import open_artifact
-from llmc.runtime.executors.choose import choose_target, target_entry
+from llmc.runtime.executors.choose import choose_target
 from llmc.toolchain import kernel_cache
 
-from benchmarks.gpu import strange_draws
-
-WORKER = Path(__file__).with_name("interpreter_worker.py")
 CASES = [
     ("llama", {}, 1e-4),
     ("llama", {"quant": "int4:g32", "dtype": "bf16"}, 2e-2),
@@ -36,8 +30,6 @@ CASES = [
 ]
 """Of the largest logit: float32 sums in other orders; with bfloat16 caches and products, roundings of 2^-8 that fall either way; with e4m3
 activations, roundings of 2^-4 (over 60 tokens either side is as far from the unquantized model as the other, 0.055 root mean square)."""
-FLIPS = {"gpt_oss": 1, "qwen3_next": 1, "mixtral": 1}
-"""Tokens of 35 whose router has a near tie: it may send them to another expert."""
 
 
 @pytest.mark.parametrize(
@@ -48,53 +40,8 @@ def test_a_plan_computes_what_the_cpu_computes(key, options, tolerance, checkpoi
     interpreted(path, random, tmp_path, tolerance, FLIPS.get(key, 0))
 
 
-def interpreted(path, random, tmp_path, tolerance, flips=0):
-    """A file's plan by the interpreter: the CPU's logits, the same bits in pieces. Returns the results and the manifest's entry of the target."""
-    out, seed = tmp_path / "out.npz", int(random.integers(1 << 30))
-    done = subprocess.run([sys.executable, WORKER, path, "cuda:sm_90", out, str(seed)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    got = np.load(out)
-    with load(path, target="cpu") as model:
-        wanted = model.logits(got["ids"].tolist())
-        facts = target_entry(model.artifact, "cuda:sm_90")
-    errors = np.sort(np.abs(got["prefill"] - wanted).max(1) / np.abs(wanted).max())
-    assert errors[-1 - flips] < tolerance, errors[-3:]
-    assert got["pieces"].tobytes() == got["prefill"].tobytes(), np.abs(got["pieces"] - got["prefill"]).max()
-    assert got["greedy"][0] == got["prefill"][-1].argmax()
-    assert not strange_draws(got["prefill"], got["drawn"], got["tokens"])
-    return got, facts
-
-
-SPLIT = [("llama", {"quant": "int4:g32"}), ("gemma2", {}), ("gpt2", {"quant": "int8"}), ("qwen3_next", {})]
-
-
-@pytest.mark.parametrize(("key", "options"), SPLIT, ids=[key for key, _ in SPLIT])
-def test_layers_before_the_gpus_run_on_the_cpu(key, options, checkpoint, artifact, random, tmp_path):
-    path = artifact(checkpoint(key), target=("cpu:native", "cuda:sm_90"), gpu_layers=1, dtype="bf16", **options)
-    _, facts = interpreted(path, random, tmp_path, 2e-2, FLIPS.get(key, 0))
-    assert facts["first"]["layers"] == len({layer_of(m) for k in facts["first"]["kernels"] for m in k["modules"]} - {None})
-    with load(path, target="cpu") as model:
-        weights = model.artifact.manifest["memory_plan"]["weight_bytes"]
-    assert 0 < facts["first"]["device_weight_bytes"] < weights
-    assert all(c.ok for c in check_rebuild(open_artifact(path)))
-
-
-def test_a_split_names_what_it_cannot(checkpoint, artifact):
-    with pytest.raises(UsageError, match="no target is a GPU"):
-        artifact(checkpoint("llama"), gpu_layers=1)
-    with pytest.raises(UnsupportedError, match="no kernel"):  # a state in the GPU's part
-        artifact(checkpoint("mamba"), target=("cuda:sm_90",), gpu_layers=1)
-
-
-def test_more_layers_than_there_are_run_on_the_gpu_alone(checkpoint, artifact):
-    path = artifact(checkpoint("llama"), target=("cuda:sm_90",), gpu_layers=99, quant="int4:g32", dtype="bf16")
-    with open_artifact(path) as opened:
-        assert "first" not in opened.manifest["targets"][0]
-        assert any("no more layers" in note for note in opened.manifest["notes"])
-
-
 def test_a_product_gives_the_same_sums_in_any_tiles():
-    done = subprocess.run([sys.executable, WORKER.with_name("interpreted_products.py")], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, Path(__file__).with_name("interpreted_products.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert {name.partition(" ")[0] for name in found} == {"nibbles", "zeros", "gated", "floats", "scaled"}
