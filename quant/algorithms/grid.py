@@ -101,9 +101,9 @@ class Grid:
             else:
                 for scale in (share * w.abs().amax(-1) / (middle - 1), share * most / -middle):
                     candidates.append((stored_scale(scale, scheme), torch.full_like(low, middle)))
-        tried = [torch.stack(t) for t in zip(*candidates, strict=True)]
-        best = native.best_candidates(w, weights, *tried, top)
-        scales, zeros = (t.gather(0, best[None])[0] for t in tried)
+        tried, offsets = (torch.stack(t) for t in zip(*candidates, strict=True))
+        best = native.best_candidates(w, weights, tried, offsets, top)[None]
+        scales, zeros = (t.gather(0, best)[0] for t in (tried, offsets))
         unit = None
         if scheme.scale_kind == "int8":
             unit = unit_of(scales)
