@@ -16,7 +16,7 @@ from .tuning import Tuning
 if TYPE_CHECKING:
     from .cpu.lower import Lowered as CpuLowered
     from .cpu.render import Rendered
-    from .triton.lower import Lowered
+    from .triton.plan import Lowered
     from .triton.target import GpuTarget
 
 ELEMENT = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "e4m3": 1}

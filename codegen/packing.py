@@ -135,9 +135,8 @@ def _pack_rows(values: torch.Tensor, scheme: Scheme) -> torch.Tensor:
         return (quads[:, :, :, 0] | (quads[:, :, :, 1] << 4)).contiguous().flatten()
     if kind in ("i4", "u4", "e2m1", "nf4", "iq4"):
         tiles = _tiles(values, 32, zero)
-        halves = tiles.reshape(*tiles.shape[:3], 4, 2, 2, 2).permute(
-            0, 1, 3, 2, 6, 4, 5
-        )  # [tile][chunk][line][output][parity][byte][low, high]
+        # [tile][chunk][line][output][parity][byte][low, high]
+        halves = tiles.reshape(*tiles.shape[:3], 4, 2, 2, 2).permute(0, 1, 3, 2, 6, 4, 5)
         return (halves[..., 0] | (halves[..., 1] << 4)).contiguous().flatten()
     tiles, parts, low = _tiles(values, 32, zero).long(), [], 0
     for width in FIELDS[scheme.bits]:  # each part of the codes in words of its own: [tile][chunk][word][output]

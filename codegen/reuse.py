@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -57,7 +57,7 @@ def packing_keys(graph: Graph, specs: list[WeightSpec], origin: str) -> list[str
 
 
 class Replaced:
-    """The artifact at a path, if there is one that can be read and whose weights are whole."""
+    """The artifact at a path, if there is one that can be read."""
 
     def __init__(self, path: Path | None) -> None:
         self._held: dict[str, str] = {}
@@ -66,19 +66,22 @@ class Replaced:
             return
         with suppress(LlmcError):
             self._artifact = open_artifact(path)
-            self._held = self._names(self._artifact)
+            keys, names = self._artifact.manifest.get("packing") or [], [name for name, _ in self._artifact.manifest["weights"]]
+            self._held = dict(zip(keys, names, strict=True)) if len(keys) == len(names) else {}
 
-    def _names(self, artifact: Artifact) -> dict[str, str]:
-        keys, names = artifact.manifest.get("packing"), [name for name, _ in artifact.manifest["weights"]]
-        if not keys or len(keys) != len(names):
-            return {}
-        artifact.check_weights()
-        return dict(zip(keys, names, strict=True))
+    @cached_property
+    def _whole(self) -> bool:
+        """Whether its weights are what its manifest says."""
+        with suppress(LlmcError):
+            if self._artifact is not None:
+                self._artifact.check_weights()
+                return True
+        return False
 
     def tensor(self, key: str) -> memoryview | None:
         """The bytes that were packed under a key."""
         name = self._held.get(key)
-        return self._artifact.tensor(name) if name is not None and self._artifact is not None else None
+        return self._artifact.tensor(name) if self._artifact is not None and name is not None and self._whole else None
 
     def close(self) -> None:
         if self._artifact is not None:

@@ -261,7 +261,7 @@ def _open_executor(artifact: Artifact, config: RunConfig) -> CpuExecutor | Launc
     if not is_gpu(config.target):
         return CpuExecutor(artifact, threads=config.threads, slots=config.slots, isa=detail, **sizes)
     driver = driver_module(family).open_driver()
-    if "first" in target_entry(artifact, config.target):
+    if target_entry(artifact, config.target).get("first"):
         from .executors.split import SplitExecutor
 
         return SplitExecutor(artifact, config.target, driver, threads=config.threads, slots=config.slots, **sizes)

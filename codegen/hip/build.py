@@ -22,7 +22,7 @@ from ...toolchain.kernel_cache import cached, keep
 from ..templates import environment
 
 if TYPE_CHECKING:
-    from ..triton.lower import Kernel
+    from ..triton.plan import Kernel
     from ..triton.target import GpuTarget
 
 TEMPLATES = Path(__file__).parent / "templates"

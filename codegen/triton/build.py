@@ -23,7 +23,7 @@ from ..lowering import place_caches
 from ..weights import packed_bytes
 from . import generic
 from .elf import resources
-from .lower import Kernel, Lowered
+from .plan import Kernel, Lowered
 from .target import GpuTarget
 
 FOLDER = Path(__file__).parent / "kernels"

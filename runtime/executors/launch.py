@@ -49,7 +49,9 @@ class LaunchExecutor:
         context: int,
         blocks: int,
         random_weights: int | None = None,
+        carry: int = 0,
     ) -> None:
+        """carry: floats a token that layers elsewhere hand to the plan's."""
         self.artifact, self.level, self.blocks = artifact, target, blocks
         self.vocabulary = int(artifact.manifest["model"]["vocab"])
         self._driver = driver
@@ -60,6 +62,11 @@ class LaunchExecutor:
             raise ArtifactError(
                 f"{artifact.path.name}: its plan for {target} has version {self._plan.get('version')}, this llmc reads {PLAN_VERSION}",
                 "compile it again",
+            )
+        if int(self._plan.get("carry", 0)) != carry:
+            raise ArtifactError(
+                f"{artifact.path.name}: its plan for {target} goes on after other layers than its manifest lists",
+                "the file is altered: fetch or compile it again",
             )
         self._seed = random_weights
         if random_weights is None and not artifact.has("weights/model.safetensors"):
@@ -84,7 +91,7 @@ class LaunchExecutor:
         self._block_tables = 1 + max((cache["table"] for cache in self._plan["caches"]), default=0)
         check_block_tables(artifact.path.name, artifact.manifest, self._block_tables)
         self._part = driver.allocate(PART_BYTES)
-        self._carry = driver.allocate(4 * max_tokens * int(self._plan.get("carry", 0)))
+        self._carry = driver.allocate(4 * max_tokens * carry)
         walked = [x["variants"] for x in self._plan["launches"] if any(v[3] for v in x["variants"])]
         self._tiles = {
             step: sorted({next(v[3] for v in variants if v[0] == 0 or step <= v[0]) for variants in walked})

@@ -19,33 +19,13 @@ from .launch import LaunchExecutor
 class SplitExecutor:
     """Runs steps of one artifact on both: the CPU's part hands a vector for each token to the GPU's. Owns both executors."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        target: str,
-        driver: Driver,
-        *,
-        threads: int,
-        max_tokens: int,
-        max_sequences: int,
-        max_rows: int,
-        context: int,
-        blocks: int,
-        slots: int = 0,
-        isa: str = "",
-    ) -> None:
-        sizes: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "max_sequences": max_sequences,
-            "max_rows": max_rows,
-            "context": context,
-            "blocks": blocks,
-        }
+    def __init__(self, artifact: Artifact, target: str, driver: Driver, *, threads: int, slots: int = 0, **sizes: Any) -> None:
+        """`sizes`: those that both executors take."""
         first = target_entry(artifact, target)["first"]
-        self._first = CpuExecutor(artifact, threads=threads, slots=slots, isa=isa, first=first, **sizes)
-        self._rest = LaunchExecutor(artifact, target, driver, **sizes)
-        self.artifact, self.level, self.blocks = artifact, target, blocks
-        self.vocabulary = self._rest.vocabulary
+        self._first = CpuExecutor(artifact, threads=threads, slots=slots, first=first, **sizes)
+        self._rest = LaunchExecutor(artifact, target, driver, carry=int(first["width"]), **sizes)
+        self.artifact, self.level = artifact, target
+        self.blocks, self.vocabulary = self._rest.blocks, self._rest.vocabulary
 
     def run(self, batch: Batch) -> None:
         """Compute a step; `logits` and `sample` then see its rows."""
@@ -75,10 +55,6 @@ class SplitExecutor:
     def portable(self, on: bool) -> None:
         """Whether the CPU's products keep to the arithmetic of all levels."""
         self._first.portable(on)
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        self._rest.synchronize()
 
     def close(self) -> None:
         self._first.close()

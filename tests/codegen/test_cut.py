@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from interpreted import FLIPS, interpreted
 from llmc.codegen.cut import layer_of
-from llmc.errors import UnsupportedError, UsageError
+from llmc.errors import ArtifactError, UnsupportedError, UsageError
 from llmc.rebuild import check_rebuild
 from llmc.runtime.api import load
 from llmc.runtime.artifact import open_artifact
+from llmc.runtime.executors.launch import LaunchExecutor
 
 SPLIT = [("llama", {"quant": "int4:g32"}), ("qwen3_next", {})]
 
@@ -29,6 +30,13 @@ def test_a_split_names_what_it_cannot(checkpoint, artifact):
         artifact(checkpoint("llama"), gpu_layers=1)
     with pytest.raises(UnsupportedError, match="no kernel"):  # a state in the GPU's part
         artifact(checkpoint("mamba"), target=("cuda:sm_90",), gpu_layers=1)
+
+
+def test_a_plan_that_goes_on_after_other_layers_does_not_run_alone(checkpoint, artifact):
+    path = artifact(checkpoint("llama"), target=("cpu:native", "cuda:sm_90"), gpu_layers=1, dtype="bf16", quant="int4:g32")
+    sizes = dict.fromkeys(("max_tokens", "max_sequences", "max_rows", "context", "blocks"), 8)
+    with open_artifact(path) as opened, pytest.raises(ArtifactError, match="goes on after other layers"):
+        LaunchExecutor(opened, "cuda:sm_90", None, **sizes)
 
 
 def test_more_layers_than_there_are_run_on_the_gpu_alone(checkpoint, artifact):

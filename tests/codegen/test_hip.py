@@ -15,7 +15,7 @@ import pytest
 from llmc.codegen.hip.build import compiled, emulation, headers, render
 from llmc.codegen.hip.emulator import Emulator
 from llmc.codegen.triton.elf import resources
-from llmc.codegen.triton.lower import Kernel
+from llmc.codegen.triton.plan import Kernel
 from llmc.codegen.triton.target import TARGETS
 from llmc.rebuild import check_rebuild
 from llmc.runtime.api import load
@@ -71,7 +71,8 @@ def norm_case(rng, norm: str, rounding: str, to: str, out) -> Case:
         most = np.abs(v).max(1)
         outputs, wanted, tolerance = (4, 5), (v * (127 / most)[:, None], most / 127), 0.51 / 127
     elif rounding:
-        wanted, tolerance = (v,), 2**-3.5 if rounding == "fp8" else 0.01
+        # int8-values: bfloat16 of the norm, of its quotient by the scale (within a quarter of a step), of the product; and half a step
+        wanted, tolerance = (v,), 2**-3.5 if rounding == "fp8" else 2 * 2**-8 + 0.76 / 127.5
     return Case(made, (rows, 1, 1), [x, weight, bias, None, np.zeros((rows, k), out), scales], outputs, wanted, tolerance)
 
 
@@ -287,11 +288,10 @@ def test_codes_of_8_bit_floats_are_those_of_ml_dtypes(random):
     emulator.launch({"symbol": case.kernel.name}, case.grid, [0 if a is None else a.ctypes.data for a in case.arguments])
     codes, scales = case.arguments[4], case.arguments[5]
     values = case.wanted[0].astype(np.float32)
-    wanted = np.abs(values).max(1) / 448
-    assert np.array_equal(scales, scales.astype(BF16).astype(np.float32)) and np.abs(scales / wanted - 1).max() <= 2**-8
-    exact = (
-        (values.astype(BF16).astype(np.float32) / scales[:, None]).astype(BF16).astype(np.float32).clip(-448, 448).astype(E4M3)
-    )
+    rounded = lambda x: x.astype(BF16).astype(np.float32)  # noqa: E731
+    low, high = (rounded(rounded(np.abs(values).max(1) * np.float32(1 + e)) / 448) for e in (-1e-6, 1e-6))
+    assert np.array_equal(scales, rounded(scales)) and (low <= scales).all() and (scales <= high).all()
+    exact = rounded(rounded(values) / scales[:, None]).clip(-448, 448).astype(E4M3)
     assert (codes.view(np.uint8) == exact.view(np.uint8)).mean() > 0.98  # the norm's own last bit may move a tie
     assert np.abs(codes.astype(np.float32) - exact.astype(np.float32)).max() <= 32
 

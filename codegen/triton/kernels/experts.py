@@ -74,15 +74,9 @@ def grouped(
                 raw = tl.load(w_row + (k0 * BITS // 8 + k)[None, :])
                 for half in tl.static_range(0, 8 // BITS):
                     at = k0 + half * SPAN
-                    codes = raw
-                    if BITS == 4:
-                        codes = (raw >> (4 * half)) & 15
                     x = tl.load(x_row + (at + k)[None, :], mask=m_in[:, None] & (at + k < K)[None, :], other=0)
                     g = tl.minimum(at // GROUP, GROUPS - 1)
-                    zero = tl.zeros((BN,), tl.int32)
-                    if HAS_ZERO:
-                        zero = tl.load(zero_ptr + row * GROUPS + g).to(tl.int32)
-                    part = group_sum(codes, x, table_ptr, zero, KIND, ZERO, HAS_ZERO, False)
+                    part = group_sum(raw, x, half, g, row, n_in, zero_ptr, table_ptr, KIND, BITS, ZERO, GROUPS, HAS_ZERO, False)
                     acc += part * tl.load(scale_ptr + row * GROUPS + g).to(tl.float32)[:, None]
         finish(
             acc, tile, pair, m_in, bias_ptr + e * N, y_ptr, y_ptr, N, WIDTH, 0, BIAS, False, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM,

@@ -264,20 +264,18 @@ def close(
 
 @triton.jit
 def group_sum(
-    codes,
-    x,
-    table_ptr,
-    zero,
-    KIND: tl.constexpr,
-    ZERO: tl.constexpr,
-    HAS_ZERO: tl.constexpr,
-    INT8: tl.constexpr,
-):
-    """Σ over one span of K, all of one group: codes [BN, S] by x [BM, S] → float32 [BN, BM]."""
+    raw, x, half, g, row, n_in, zero_ptr, table_ptr,
+    KIND: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr, GROUPS: tl.constexpr, HAS_ZERO: tl.constexpr, INT8: tl.constexpr,
+):  # fmt: skip
+    """Σ over one span of K, all of group g: codes of rows `row` [BN, S], the half of bytes `raw` that 4 bits take, by x [BM, S] → float32
+    [BN, BM]."""
+    codes = raw
+    if BITS == 4:
+        codes = (raw >> (4 * half)) & 15
     if KIND == "int":
         c = codes.to(tl.int32) - ZERO
         if HAS_ZERO:
-            c = c - zero[:, None]
+            c = c - tl.load(zero_ptr + row * GROUPS + g, mask=n_in, other=0).to(tl.int32)[:, None]
         if INT8:
             part = tl.dot(c.to(tl.int8), tl.trans(x), out_dtype=tl.int32).to(tl.float32)
         else:
@@ -314,15 +312,9 @@ def linear_coded(
         raw = tl.load(w_row + (k0 * BITS // 8 + k)[None, :], mask=n_in[:, None], other=0)
         for half in tl.static_range(0, 8 // BITS):
             at = k0 + half * SPAN
-            codes = raw
-            if BITS == 4:
-                codes = (raw >> (4 * half)) & 15
             x = tl.load(x_row + (at + k)[None, :], mask=m_in[:, None] & (at + k < K)[None, :], other=0)
             g = tl.minimum(at // GROUP, GROUPS - 1)
-            zero = tl.zeros((BN,), tl.int32)
-            if HAS_ZERO:
-                zero = tl.load(zero_ptr + n * GROUPS + g, mask=n_in, other=0).to(tl.int32)
-            part = group_sum(codes, x, table_ptr, zero, KIND, ZERO, HAS_ZERO, INT8)
+            part = group_sum(raw, x, half, g, n, n_in, zero_ptr, table_ptr, KIND, BITS, ZERO, GROUPS, HAS_ZERO, INT8)
             if GROUPS == 1 and not HAS_OFFSET:
                 acc += part
             else:
