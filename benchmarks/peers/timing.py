@@ -52,3 +52,16 @@ def main(
         with open("/proc/self/status") as status:  # not ru_maxrss, which counts what the parent had when it forked
             peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
         print(json.dumps({"seconds": seconds, "rss": peak}))
+
+
+def main_of(
+    prepare: Callable[[str, str, str], None], load: Callable[[str, int], Any], run: Callable[[Any, int, int, int], float]
+) -> None:
+    """The command line of an engine that `load(model, threads)` makes ready and of which `run(engine, requests, tokens of a prompt, tokens to
+    make)` takes so many seconds."""
+
+    def time_cells(path: str, q: dict[str, Any]) -> dict[str, float]:
+        engine = load(path, q["threads"])
+        return cells(lambda *sizes: run(engine, *sizes), q)
+
+    main(prepare, time_cells, lambda path, threads: run(load(path, threads), 1, 5, 1))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime_genai as genai
-from timing import cells, main, random_ids
+from timing import main_of, random_ids
 
 VOCABULARY = 40000
 
@@ -55,10 +55,5 @@ def run(model: Any, count: int, prompt: int, generate: int) -> float:
     return time.perf_counter() - start
 
 
-def time_cells(path: str, q: dict[str, Any]) -> dict[str, float]:
-    made = load(path, q["threads"])
-    return cells(lambda *sizes: run(made, *sizes), q)
-
-
 if __name__ == "__main__":
-    main(prepare, time_cells, lambda path, threads: run(load(path, threads), 1, 5, 1))
+    main_of(prepare, load, run)

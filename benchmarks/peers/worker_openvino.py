@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai as genai
-from timing import cells, main, random_ids
+from timing import main_of, random_ids
 
 VOCABULARY = 40000
 
@@ -28,12 +28,10 @@ def tensor(ids: list[int]) -> Any:
     return openvino.Tensor(np.array([ids], np.int64))
 
 
-def pipeline(path: str, threads: int, requests: int, tokens: int) -> Any:
+def load(path: str, threads: int) -> Any:
     scheduler = genai.SchedulerConfig()
-    scheduler.max_num_seqs, scheduler.num_kv_blocks = requests, 0
-    scheduler.cache_size = 2
-    scheduler.max_num_batched_tokens = max(512, tokens)
-    scheduler.enable_prefix_caching = False
+    scheduler.max_num_seqs, scheduler.num_kv_blocks, scheduler.cache_size = 64, 0, 2
+    scheduler.max_num_batched_tokens, scheduler.enable_prefix_caching = 512, False
     return genai.ContinuousBatchingPipeline(path, scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads})
 
 
@@ -44,10 +42,5 @@ def run(made: Any, count: int, prompt: int, generate: int) -> float:
     return time.perf_counter() - start
 
 
-def time_cells(path: str, q: dict[str, Any]) -> dict[str, float]:
-    made = pipeline(path, q["threads"], max(q["concurrency"]), q["prompt"])
-    return cells(lambda *sizes: run(made, *sizes), q)
-
-
 if __name__ == "__main__":
-    main(prepare, time_cells, lambda path, threads: run(pipeline(path, threads, 1, 512), 1, 5, 1))
+    main_of(prepare, load, run)

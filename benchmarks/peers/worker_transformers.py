@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from timing import cells, main, random_ids
+from timing import main_of, random_ids
 from transformers import AutoModelForCausalLM
 
 
@@ -31,10 +31,5 @@ def run(model: Any, count: int, prompt: int, generate: int) -> float:
     return time.perf_counter() - start
 
 
-def time_cells(path: str, q: dict[str, Any]) -> dict[str, float]:
-    made = load(path, q["threads"])
-    return cells(lambda *sizes: run(made, *sizes), q)
-
-
 if __name__ == "__main__":
-    main(prepare, time_cells, lambda path, threads: run(load(path, threads), 1, 5, 1))
+    main_of(prepare, load, run)

@@ -11,7 +11,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
-from timing import cells, main, random_ids
+from timing import main_of, random_ids
 from vllm import LLM, SamplingParams
 
 VOCABULARY = 40000
@@ -34,10 +34,5 @@ def run(model: Any, count: int, prompt: int, generate: int) -> float:
     return time.perf_counter() - start
 
 
-def time_cells(path: str, q: dict[str, Any]) -> dict[str, float]:
-    made = load(path, q["threads"])
-    return cells(lambda *sizes: run(made, *sizes), q)
-
-
 if __name__ == "__main__":
-    main(prepare, time_cells, lambda path, threads: run(load(path, threads), 1, 5, 1))
+    main_of(prepare, load, run)
