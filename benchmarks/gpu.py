@@ -26,6 +26,7 @@ CHECKED = (
     ("llama", {"dtype": "bf16"}), ("llama", {"dtype": "bf16", "quant": "int4:g32"}), ("llama", {"dtype": "bf16", "quant": "int8"}),
     ("llama", {"dtype": "bf16", "quant": "int4:g64:asym/int8"}), ("qwen3", {"dtype": "bf16", "quant": "fp8"}), ("gemma2", {"dtype": "bf16", "quant": "nf4"}),
     ("gpt2", {"dtype": "f16"}), ("gpt_oss", {"dtype": "bf16"}), ("mixtral", {"dtype": "bf16", "quant": "int4:g32"}), ("bloom", {"dtype": "f32"}),
+    ("llama", {"dtype": "bf16", "quant": "int4:g64", "gpu_layers": 1}),
 )  # fmt: skip
 LLAMA_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -58,7 +59,8 @@ def prepare(folder: Path, target: str) -> None:
         source = folder / f"{key}.checkpoint"
         if not source.exists():
             save_checkpoint(key, source)
-        llmc.compile(source, folder / f"{name}.llmc", target=("cpu:native", target), force=True, **options)
+        cpu = "cpu" if "gpu_layers" in options else "cpu:native"  # the device's own CPU runs the first layers
+        llmc.compile(source, folder / f"{name}.llmc", target=(cpu, target), force=True, **options)
         ids = np.random.default_rng(0).integers(3, 256, TOKENS).tolist()
         with llmc.load(folder / f"{name}.llmc", target="cpu") as model:
             np.savez(folder / f"{name}.npz", ids=ids, logits=model.logits(ids))
@@ -76,16 +78,20 @@ class Session:
 
     def __init__(self, path: Path, driver: Any = None, **sizes: Any) -> None:
         from llmc.runtime.artifact import open_artifact
-        from llmc.runtime.executors.choose import driver_module
+        from llmc.runtime.executors.choose import driver_module, target_entry
         from llmc.runtime.executors.launch import LaunchExecutor
+        from llmc.runtime.executors.split import SplitExecutor
         from llmc.runtime.plan import reaches
 
         self.artifact = open_artifact(path)
         self.tables, self.blocks = len(reaches(self.artifact.manifest)), sizes["blocks"]
         sizes["blocks"] *= self.tables
         target = next(t["name"] for t in self.artifact.manifest["targets"] if not t["name"].startswith("cpu"))
-        self.executor = LaunchExecutor(
-            self.artifact, target, driver or driver_module(target.partition(":")[0]).open_driver(), **sizes
+        driver = driver or driver_module(target.partition(":")[0]).open_driver()
+        self.executor: Any = (
+            SplitExecutor(self.artifact, target, driver, threads=2, **sizes)
+            if "first" in target_entry(self.artifact, target)
+            else LaunchExecutor(self.artifact, target, driver, **sizes)
         )
 
     def step(self, parts: list[tuple[np.ndarray, int, list[int]]], every: bool = False) -> None:
@@ -143,8 +149,22 @@ def strange_draws(logits: np.ndarray, drawn: Any, tokens: Any) -> list[int]:
     return found
 
 
+def in_pieces(session: Session, ids: np.ndarray) -> np.ndarray:
+    """Logits of the tokens, a few to a step, some beside another sequence's."""
+    other, pieces, at = ids[::-1][:37].copy(), [], 0
+    for size in (1, 64, 5, 1, 1, 40):
+        session.step([(other, 0, [20, 21]), (ids[at : at + size], at, list(range(10, 18)))], every=True)
+        pieces.append(session.executor.logits(37 + size)[37:].copy())
+        at += size
+    for size in (3, 11, 6, *[1] * (ids.size - at - 20)):
+        session.step([(ids[at : at + size], at, list(range(10, 18)))], every=True)
+        pieces.append(session.executor.logits(size).copy())
+        at += size
+    return np.concatenate(pieces)
+
+
 def check(folder: Path, only: str = "") -> int:
-    """Every checked artifact on the device; 1 when one differs."""
+    """Every checked artifact on the device, and the bits of plans of a large model's shape; 1 when one differs."""
     from llmc.runtime.sampling import SamplingRow
 
     failed = 0
@@ -157,19 +177,10 @@ def check(folder: Path, only: str = "") -> int:
         drawn = [(i % TOKENS, *DRAWS[i % len(DRAWS)], 1 + i) for i in range(100)]
         rows = [SamplingRow(r, t, p, m, k, 1.0, 0.0, 0.0, seed, r) for r, t, p, m, k, seed in drawn]
         strange = strange_draws(whole, drawn, [d.token for d in session.executor.sample(rows)])
-        other, pieces, at = ids[::-1][:37].copy(), [], 0
-        for size in (1, 64, 5, 1, 1, 40):
-            session.step([(other, 0, [20, 21]), (ids[at : at + size], at, list(range(10, 18)))], every=True)
-            pieces.append(session.executor.logits(37 + size)[37:].copy())
-            at += size
-        while at < TOKENS:
-            session.step([(ids[at : at + 1], at, list(range(10, 18)))], every=True)
-            pieces.append(session.executor.logits(1).copy())
-            at += 1
+        parts = in_pieces(session, ids)
         errors = np.abs(whole - wanted["logits"]).max(1) / np.abs(wanted["logits"]).max()
         allowed = int(TOKENS * FLIPS) if path.stem.startswith(("mixtral", "gpt_oss")) else 0
         error = float(np.sort(errors)[-1 - allowed])
-        parts = np.concatenate(pieces)
         same = parts.tobytes() == whole.tobytes()
         fine = error < CLOSE and same and not strange
         failed += not fine
@@ -178,6 +189,20 @@ def check(folder: Path, only: str = "") -> int:
             flush=True,
         )
         session.close()
+    for path in sorted(folder.glob("*.plan.llmc")):
+        if only in path.name:
+            session = Session(path, max_tokens=192, max_sequences=4, max_rows=192, context=256, blocks=32, random_weights=1)
+            ids = np.random.default_rng(1).integers(0, 128000, TOKENS).astype(np.int32)
+            session.step([(ids, 0, list(range(1, 9)))], every=True)
+            whole = session.executor.logits(TOKENS).copy()
+            parts = in_pieces(session, ids)
+            fine = bool(np.isfinite(whole).all() and whole.std() > 0 and parts.tobytes() == whole.tobytes())
+            failed += not fine
+            print(
+                f"{path.stem:32} {'same bits  ok' if fine else f'bits differ by {np.abs(parts - whole).max():.1e}  FAILED'}",
+                flush=True,
+            )
+            session.close()
     return int(failed > 0)
 
 

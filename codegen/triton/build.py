@@ -188,7 +188,7 @@ def _work(part: list[tuple[Kernel, str]], folder: str, target: GpuTarget) -> lis
     described = [
         {
             "name": k.name, "module": k.module, "function": k.function, "signature": k.signature, "constants": k.constants, "warps": k.warps, "stages": k.stages,
-            "aligned": k.aligned,
+            "aligned": k.aligned, "registers": k.registers,
         }
         for k, _ in part
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Compiles Triton kernels ahead of time, with no GPU: `python compile_worker.py`, a process of its own.
 
 Reads one JSON object from standard input: `folder` with the kernels' modules, `family` and `arch`, `kernels` (name, module, function,
-signature, constants, warps, stages). Writes NAME.bin into the folder and one JSON line a kernel: name, symbol, shared, warps, scratch
+signature, constants, warps, stages, registers). Writes NAME.bin into the folder and one JSON line a kernel: name, symbol, shared, warps, scratch
 (bytes of device memory a program).
 """
 
@@ -35,7 +35,10 @@ def compile_one(kernel: dict[str, Any], family: str, arch: str) -> dict[str, Any
         if family == "cuda"
         else GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
     )
-    made = triton.compile(source, target=target, options={"num_warps": kernel["warps"], "num_stages": kernel["stages"]})
+    options = {"num_warps": kernel["warps"], "num_stages": kernel["stages"]}
+    if kernel["registers"]:
+        options["maxnreg"] = kernel["registers"]
+    made = triton.compile(source, target=target, options=options)
     binary = made.asm["cubin" if family == "cuda" else "hsaco"]
     facts = made.metadata
     scratch = getattr(facts, "global_scratch_size", 0)

@@ -34,7 +34,8 @@ TYPES = {
 @dataclass(frozen=True)
 class Kernel:
     """One specialised kernel: `constants` are its constexpr arguments, `signature` the types of the others, in order; `aligned` says that
-    its pointers are multiples of 16 bytes; `source` what it is written in, triton or hip."""
+    its pointers are multiples of 16 bytes; `source` what it is written in, triton or hip; `registers` how many a thread may use, where it is
+    not the compiler's choice."""
 
     module: str
     function: str
@@ -44,11 +45,12 @@ class Kernel:
     stages: int = 3
     aligned: bool = True
     source: str = "triton"
+    registers: int = 0
 
     @property
     def name(self) -> str:
         text = json.dumps([
-            self.module, self.function, self.signature, self.constants, self.warps, self.stages, self.aligned, self.source,
+            self.module, self.function, self.signature, self.constants, self.warps, self.stages, self.aligned, self.source, self.registers,
         ])  # fmt: skip
         return f"{self.function}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -159,13 +161,14 @@ class PlanLowering(Lowering):
         signature: Sequence[str],
         warps: int = 4,
         stages: int = 3,
+        registers: int = 0,
         **constants: Any,
     ) -> Kernel:
         if self.target.family == "rocm" and function in hip.SAME:
             return self._hip(function, signature, warps, **constants)
         if module != "layout":
             constants["OVERLAP"] = self.target.overlaps
-        return Kernel(module, function, tuple(signature), tuple(sorted(constants.items())), warps, stages)
+        return Kernel(module, function, tuple(signature), tuple(sorted(constants.items())), warps, stages, registers=registers)
 
     def _hip(self, function: str, signature: Sequence[str], warps: int = 4, **constants: Any) -> Kernel:
         """A kernel in HIP C++."""

@@ -20,7 +20,7 @@ from ..lowering import Pointer, WeightSpec
 from ..packing import FIELDS, kind_of
 from . import generic
 from .plan import TYPES, Kernel, PlanLowering, Rows, Variant, power, up
-from .tiles import Tile, float_tiles, nibble_tiles
+from .tiles import Tile, float_tiles, nibble_cut
 
 ROUNDINGS = {"": "", "f32": "", "f16": "", "bf16": "", "int8": "int8-values", "fp8": "fp8"}
 PREFETCHED_LINES = 1
@@ -98,8 +98,9 @@ class ProductLowering(PlanLowering):
             self.device.append(Rows(index, kernel, grid, size))
         return self._on_device[key]
 
-    def _stored(self, weight: Value, scheme: Scheme, gated: str = "", *, turned: bool = False) -> Stored:
-        """Codes, scales and zero points of a weight [N, K] or [E, N, K] as rows. turned: rows of gate and up 8 and 8, not 16 and 16."""
+    def _stored(self, weight: Value, scheme: Scheme, gated: str = "", *, turned: bool = False, signed: bool = False) -> Stored:
+        """Codes, scales and zero points of a weight [N, K] or [E, N, K] as rows. turned: rows of gate and up 8 and 8, not 16 and 16. signed: 8-bit
+        codes as numbers, not as what the zero point is taken from."""
         *lead, n, k = (d for d in weight.type.shape if isinstance(d, int))
         count = lead[0] if lead else 1
         rows = count * (2 * up(n // 2, 16) if gated else n)
@@ -140,8 +141,10 @@ class ProductLowering(PlanLowering):
             form, fields = "fields", (*FIELDS[scheme.bits], 0)[:2]
         elif family.name == "i8":
             flip = 128
-        if scheme.is_integer and not scheme.asymmetric:
+        if scheme.is_integer and not scheme.asymmetric and not signed:
             zero = 1 << (scheme.bits - 1)
+        if signed:
+            flip = 128 - flip
         kind, table = "int", ""
         if not scheme.is_integer:
             kind = family.name if family.name in ("e4m3", "e5m2") else "level"
@@ -326,16 +329,17 @@ class ProductLowering(PlanLowering):
         if scheme.is_integer and scheme.bits == 4 and scheme.group in NIBBLE_GROUPS and read == "bf16" and not scheme.offset:
             self._nibbles(node, weight, scheme, gated, x, last, types, constants, facts)
             return
-        w = self._stored(weight, scheme, gated, turned=op.gated)
+        whole = read == "i8" and scheme.bits == 8 and not scheme.group and not scheme.asymmetric and self.target.family == "cuda"
+        w = self._stored(weight, scheme, gated, turned=op.gated, signed=whole)
         items, held = self._weight_arguments(w)
         constants["KW"] = w.width
         facts["weight_bytes"] = self.device[w.codes].bytes
-        if w.kind == "float" or read == "f8":
+        if w.kind == "float" or read == "f8" or whole:
             element = BYTES[read]
             tiles = float_tiles(self.target, packed, k, read, aligned=ldx * element % 16 == 0 and offset * element % 16 == 0)
             types = [TYPES[read], TYPES[read], w.scale_type, "*fp32", *types]
-            variants = self._few("gemv", types, rows, packed, EACH=16 // element, SCALED=read == "f8", **constants)
-            variants += [self._float_variant(tile, element, types, rows, SCALED=read == "f8", **constants) for tile in tiles]
+            variants = self._few("gemv", types, rows, packed, EACH=16 // element, SCALED=element == 1, **constants)
+            variants += [self._float_variant(tile, element, types, rows, SCALED=element == 1, **constants) for tile in tiles]
             self._launch(node, [x, items[0], items[1], scale, *last], variants, **facts)
             return
         coded = [TYPES[read], *held, "*fp32", *types]
@@ -356,21 +360,14 @@ class ProductLowering(PlanLowering):
     ) -> None:  # fmt: skip
         """A product with 4-bit integers in groups, in bfloat16."""
         packed, k, group = constants["N"], constants["K"], scheme.group
-        span = min(64, group)
-        steps = -(-k // (4 * span))
-        chunks, tiles = nibble_tiles(self.target, packed, steps, span)
-        width, zero = steps * 4 * span, 0 if scheme.asymmetric else 8
+        cut = nibble_cut(self.target, packed, k, group)
+        width, zero, turned = cut.width, 0 if scheme.asymmetric else 8, bool(gated)
         groups, held = -(-k // group), -(-width // group)
-        turned = bool(gated)
         made = self._kernel(
-            "layout", "rows_of_words", ["*u8", "*i16"], K=k, CHUNKS=up(k, 32) // 32, KW=width, FORM="nibbles", B0=1, B1=0, SPAN=span, FILL=zero, GATED=turned, BLOCK=256,
+            "layout", "rows_of_words", ["*u8", "*i16"], K=k, CHUNKS=up(k, 32) // 32, KW=width, FORM="nibbles", B0=1, B1=0, FILL=zero, GATED=turned, BLOCK=256,
         )  # fmt: skip
-        codes = self._rows(
-            WeightSpec(weight.name, "codes", (weight,), scheme, gated),
-            made,
-            (packed, -(-width // 1024)),
-            up(packed, 64) * width // 2,
-        )
+        spec = WeightSpec(weight.name, "codes", (weight,), scheme, gated)
+        codes = self._rows(spec, made, (packed, -(-width // 1024)), up(packed, 16) * width // 2)
 
         def columns(pack: str, source: str, to: str, element: int) -> int:
             turn = self._kernel("layout", "columns_of_groups", [source, to], N=packed, GROUPS=groups, GATED=turned, BLOCK=256)
@@ -380,31 +377,43 @@ class ProductLowering(PlanLowering):
         moved, element = _scale_words(scheme)
         scales = columns("scales", moved, moved, element)
         zeros = f"device:{columns('zeros', '*u8', '*i16', 2)}" if scheme.asymmetric else None
-        shared = {key: value for key, value in constants.items() if key not in ("K", "LDX")}
+        rows, shared = facts["rows"], {key: value for key, value in constants.items() if key not in ("K", "LDX")}
         signature = ["*bf16", "*i16", GPU_SCALES[scheme.scale_kind], "*i16", "*fp32", *types]
-        variants = self._few(
-            "gemv_nibbles", signature, facts["rows"], packed, chunks, **constants, KW=width, ZERO=zero, GROUP=group, HAS_ZERO=scheme.asymmetric, SPAN=span,
-            CHUNKS=chunks, APART=chunks > 1,
-        )  # fmt: skip
-        for tile in tiles:
-            kernel = self._kernel(
-                "linear", "linear_nibbles", signature, tile.warps, tile.stages, **constants, KW=width, ZERO=zero, GROUP=group, HAS_ZERO=scheme.asymmetric, SPAN=span, BN=tile.bn,
-                BM=tile.bm, CHUNKS=chunks, APART=tile.apart and chunks > 1, STAGES=tile.stages, ASM=self.target.family == "cuda",
-            )  # fmt: skip
-            grid = [["1", packed, tile.bn], [*generic.lanes_of(facts["rows"]), tile.bm], ["1", chunks if tile.apart else 1, 1]]
-            variants.append(Variant(tile.most, kernel, grid))
-        self._launch(
-            node,
-            [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last],
-            variants,
-            weight_bytes=self.device[codes].bytes,
-            **facts,
-        )
-        if chunks > 1:
+        constants |= {"KW": width, "ZERO": zero, "GROUP": group, "HAS_ZERO": scheme.asymmetric}
+        apart = {"CHUNKS": cut.parts, "APART": cut.parts > 1}
+        variants = self._few("gemv_nibbles", signature, rows, packed, cut.parts, **constants, **apart)
+        finished = 0  # rows up to which a product adds its parts itself
+        constants |= {"CHUNKS": cut.chunks, "PARTS": cut.parts, "ASM": self.target.family == "cuda"}
+        paired = constants["LDX"] % 2 == 0 and (not isinstance(x, tuple) or x[1] % 2 == 0)  # rows as words of two values
+        for tile in cut.tiles:
+            if tile.depth and paired:
+                kernel = self._kernel(
+                    "linear",
+                    "few_nibbles",
+                    signature,
+                    tile.warps,
+                    1,
+                    tile.registers,
+                    DEPTH=tile.depth,
+                    EARLY=tile.early,
+                    **constants,
+                )
+                variants.append(Variant(tile.most, kernel, [["1", packed, 16]]))
+                finished = tile.most
+            elif not tile.depth:
+                kernel = self._kernel(
+                    "linear", "linear_nibbles", signature, tile.warps, tile.stages, BN=tile.bn, BM=tile.bm, APART=tile.apart, UNROLL=tile.unroll, STAGES=tile.stages, **constants,
+                )  # fmt: skip
+                grid = [["1", packed, tile.bn], [*generic.lanes_of(rows), tile.bm], ["1", cut.parts if tile.apart else 1, 1]]
+                variants.append(Variant(tile.most, kernel, grid))
+        given = [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last]
+        self._launch(node, given, variants, weight_bytes=self.device[codes].bytes, **facts)
+        if cut.parts > 1:
             block = min(512, power(constants["WIDTH"]))
-            kernel = self._kernel("linear", "close", ["*fp32", *types], CHUNKS=chunks, BLOCK=block, **shared)
-            grid = [[*generic.lanes_of(facts["rows"]), 1], ["1", constants["WIDTH"], block]]
-            self._launch(node, ["scratch:part", *last], [Variant(APART_ROWS, kernel, grid)], rows=facts["rows"])
+            kernel = self._kernel("linear", "close", ["*fp32", *types], PARTS=cut.parts, BLOCK=block, **shared)
+            grid = [[*generic.lanes_of(rows), 1], ["1", constants["WIDTH"], block]]
+            closed = [Variant(finished, kernel, [["1", 0, 1]])] if finished else []  # nothing is left to add
+            self._launch(node, ["scratch:part", *last], [*closed, Variant(APART_ROWS, kernel, grid)], rows=rows)
 
     def _float_variant(self, tile: Tile, element: int, types: list[str], rows: Dim, **constants: Any) -> Variant:
         n = constants["N"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .plan import up
 from .target import GpuTarget, KiB
 
 
@@ -25,7 +26,7 @@ class Tile:
 
 
 def float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) -> list[Tile]:
-    """Tiles of a product with a weight [n, k] of a float type, for growing numbers of rows. aligned: rows of the input lie on 16 bytes.
+    """Tiles of a product with a weight [n, k] of a float type, or of 8-bit integers, for growing numbers of rows. aligned: rows of the input lie on 16 bytes.
 
     Few rows: what counts is bytes on the way to every multiprocessor, so narrow tiles where there are few outputs (H200, 1 row of
     4096×14336: 30.8 µs with 32 outputs a program, 32.4 with 64; of 28672×4096: 56.7 with 64). Bits are those of any other tile: on an
@@ -34,7 +35,7 @@ def float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) 
     """
     if kind == "f32":
         return [Tile(16, 64, 16, 32, 4, 3), Tile(0, 64, 64, 32, 4, 3)]
-    half = 2 if kind == "f8" else 1  # an 8-bit tile of the same bytes has twice the depth
+    half = 2 if kind in ("f8", "i8") else 1  # an 8-bit tile of the same bytes has twice the depth
     count = -(-n // 64)
     narrow = count < target.processors and target.generation != 100 and kind != "f8"
     wide = count >= 2 * target.processors
@@ -73,46 +74,80 @@ def float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) 
 
 @dataclass(frozen=True)
 class NibbleTile:
-    """For at most `most` rows (0: any number): tiles of bn outputs by bm rows. `apart`: a program sums one chunk of K."""
+    """For at most `most` rows (0: any number): tiles of bn outputs by bm rows, `unroll` steps of 64 values of K at a time. `apart`: a program sums
+    one part of K. `depth`: the kernel for few rows, with so many steps on the way, in so many `registers` a thread; `early`: the next launch
+    may begin with it."""
 
     most: int
     bn: int
     bm: int
     warps: int
-    stages: int
-    apart: bool
+    stages: int = 1
+    unroll: int = 1
+    apart: bool = False
+    depth: int = 0
+    registers: int = 0
+    early: bool = False
 
 
-def nibble_tiles(target: GpuTarget, n: int, steps: int, span: int) -> tuple[int, list[NibbleTile]]:
-    """(chunks that K is summed in, tiles) of a product with 4-bit integers: n outputs, `steps` steps of 4·span values of K.
+@dataclass(frozen=True)
+class NibbleCut:
+    """How a product with 4-bit integers in groups sums K, padded to `width`: in `chunks`, those in `parts`; and its tiles for growing numbers of
+    rows."""
 
-    One row waits for itself: a step's products hang on the last's. So K is cut where there are few outputs, into up to 8 chunks, whatever
-    the number of rows (H200, 4096×14336: 1 row takes 17 µs in 4 chunks, 12.4 µs in 8; 64 rows take 22 µs in 4 chunks, 28 µs in 8)."""
+    width: int
+    chunks: int
+    parts: int
+    tiles: tuple[NibbleTile, ...]
+
+
+PADDED = 1.07
+"""How much longer K may be made so that it falls into more chunks."""
+MOST_PARTS = 8
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+
+def nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
+    """Of a weight [n, k] in groups of `group` values.
+
+    One row waits for itself: a step's products hang on the last's. So K is cut, whatever the number of rows: into chunks, one for each warp
+    of a program with few rows, and into parts, one for each program of a tile with more. H200, one row, µs in 4, 8 and 16 chunks:
+    28672×4096: 20.9, 18.6, 24.0; 6144×4096: 7.1 in 16, 5.8 in 8; 4096×4096: 4.8 in 8, 4.5 in 16; 4096×14336: 14.0 in 8, 10.9 in 16.
+    Registers follow from the programs that each multiprocessor is to hold: of the last, 256 programs, 13.5 µs where three fit, 10.9 where two do.
+    In 4 and 8 parts the last takes 20 and 13.5 µs for 8 rows, 24.5 and 27.5 for 64."""
+    step = max(64, group)
     count = -(-n // 64)
-    chunks = 1
-    while chunks < 8 and steps % (2 * chunks) == 0 and 2 * chunks * count <= 4 * target.processors:
-        chunks *= 2
+    chunks = 16 if 2 * count <= target.processors else 8
+    while chunks > 1 and up(k, step * chunks) > PADDED * up(k, step):
+        chunks //= 2
+    width = up(k, step * chunks)
+    parts = 1
+    while parts < min(MOST_PARTS, chunks) and 2 * parts * count <= 4 * target.processors:
+        parts *= 2
+    steps = width // 64 // chunks
+
+    def tile(most: int, bn: int, bm: int, warps: int, stages: int, wanted: int = 2) -> NibbleTile:
+        unroll = step // 64
+        while steps % (2 * unroll) == 0 and 2 * unroll <= wanted:
+            unroll *= 2
+        size = (bm * 128 + bn * 32) * unroll
+        return NibbleTile(most, bn, bm, warps, _stages(target, size, stages), unroll, parts > 1 and most > 0)
+
     if target.family != "cuda":
-        return chunks, [
-            NibbleTile(16, 64, 16, 4, 2, True),
-            NibbleTile(64, 64, 64, 4, 1, True),
-            NibbleTile(0, 64, 64, 4, 1, False),
-        ]
-    step = 4 * span * 2  # bytes of a step's rows; its words take a quarter of that an output
-    small = 4 if target.generation == 100 else 2
-    sizes = [
-        (8, 32 if chunks == 1 and small == 2 else 64, 8, small, 4 if chunks == 1 else 3),
-        (16, 64, 16, small, 3),
-        (64, 64, 64, 4, 3),
-    ]
-    if chunks == 1 and target.shared_bytes >= 160 * KiB:
-        sizes.append((0, 128, 128, 8, 2))
+        return NibbleCut(width, chunks, parts, (tile(16, 64, 16, 4, 2), tile(64, 64, 64, 4, 1), tile(0, 64, 64, 4, 1)))
+    if target.generation == 100:
+        small = [tile(16, 64, 16, 4, 3)]
     else:
-        sizes.append((0, 64, 64, 4, 3))
-    return chunks, [
-        NibbleTile(most, bn, bm, warps, _stages(target, bm * step + bn * 2 * span, stages), most > 0)
-        for most, bn, bm, warps, stages in sizes
-    ]
+        depth = step // 64
+        while steps % (2 * depth) == 0 and 2 * depth <= 8:
+            depth *= 2
+        programs = min(4, -(-4 * count // target.processors))
+        registers = REGISTERS // (32 * chunks * programs) // 8 * 8
+        few = NibbleTile(2, 16, 8, chunks, depth=depth, registers=min(registers, 248), early=depth == steps)
+        small = [few, tile(8, 32, 8, 2, 4, 4), tile(16, 32, 16, 2, 4), tile(32, 64, 32, 4, 4)]
+    deep = target.shared_bytes >= 160 * KiB and (parts == 1 or k > 2 * n)
+    return NibbleCut(width, chunks, parts, (*small, tile(64, 64, 64, 4, 3), tile(0, 64, 128 if deep else 64, 4, 3)))
 
 
 def _stages(target: GpuTarget, size: int, most: int) -> int:
@@ -149,4 +184,4 @@ def attention_tiles(target: GpuTarget, share: int, width: int, kind: str) -> lis
         last = tile(16, 4, 2, True)
     else:
         last = tile(128, 8, 3, True) if target.shared_bytes >= 160 * KiB else tile(64, 4, 2, True)
-    return [tile(16, 4, 2, True), tile(16, 4, 2, False), tile(16, 4, 2, False), last]
+    return [tile(16, 4, 3, True), tile(16, 4, 2, False), tile(16, 4, 2, False), last]

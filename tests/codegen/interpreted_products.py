@@ -14,9 +14,11 @@ import llmc.codegen.triton as triton_folder
 import ml_dtypes
 import numpy as np
 from llmc.runtime.drivers.driver import as_bytes
+from words import words_of
 
 KERNELS = Path(triton_folder.__file__).parent / "kernels"
-ROWS, N, K, GROUP, SPAN, CHUNKS = 40, 64, 512, 32, 32, 4
+ROWS, N, K, CHUNKS, PARTS = 40, 64, 992, 8, 2
+WIDTH = 1024  # K padded
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
 
 
@@ -78,50 +80,62 @@ def main() -> None:
         found[name] = (error, all(r.tobytes() == results[0].tobytes() for r in results))
 
     exact = x.astype(np.float64)
-    for name, asymmetric, gated in (
-        ("nibbles in chunks", False, False),
-        ("zeros in chunks", True, False),
-        ("gated in chunks", False, True),
+    for name, asymmetric, gated, group in (
+        ("nibbles in chunks", False, False, 64),
+        ("zeros in chunks", True, False, 32),
+        ("gated in chunks", False, True, 128),
     ):
-        codes = rng.integers(0, 16, (N, K))
-        scales = (rng.random((K // GROUP, N), np.float32) * 0.1).astype(np.float16)
-        zeros = rng.integers(0, 16, (K // GROUP, N)).astype(np.int16)
-        blocks = codes.reshape(N, K // (4 * SPAN), 4, SPAN)
-        words = (blocks << (4 * np.arange(4))[None, None, :, None]).sum(2).astype(np.uint16).view(np.int16)
-        words = words.reshape(N // 64, 64, -1, SPAN).transpose(0, 2, 1, 3)
-        zero = zeros.T.repeat(GROUP, 1) if asymmetric else 8
-        sums = exact @ ((codes - zero) * scales.T.astype(np.float64).repeat(GROUP, 1)).T
+        codes = rng.integers(0, 16, (N, WIDTH))
+        scales = (rng.random((WIDTH // group, N), np.float32) * 0.1).astype(np.float16)
+        zeros = rng.integers(0, 16, (WIDTH // group, N)).astype(np.int16)
+        words = words_of(codes).view(np.int16)
+        zero = zeros.T.repeat(group, 1) if asymmetric else 8
+        sums = exact @ ((codes - zero) * scales.T.astype(np.float64).repeat(group, 1))[:, :K].T
         if gated:  # 8 rows of the gate, 8 of up
             pairs = sums.reshape(ROWS, N // 16, 2, 8)
             wanted = (silu(pairs[:, :, 0]) * pairs[:, :, 1]).reshape(ROWS, -1)
         else:
             wanted = sums + residual
-        results = []
         ends = epilogue(gated, not gated)
+        signature = ["*bf16", "*i16", "*fp16", "*i16", "*fp32", "*fp32", "*fp32", "*fp32", "i32"]
+        shared = dict(
+            N=N,
+            K=K,
+            KW=WIDTH,
+            LDX=K,
+            ZERO=0 if asymmetric else 8,
+            GROUP=group,
+            HAS_ZERO=asymmetric,
+            ASM=True,
+            CHUNKS=CHUNKS,
+            PARTS=PARTS,
+            **ends,
+        )
+        results = []
         for bn, bm, apart in ((64, 8, True), (32, 16, True), (64, 64, False)):
-            part, y = device.driver.allocate(4 * CHUNKS * ROWS * N), device.put(np.zeros((ROWS, ends["WIDTH"]), np.float32))
-            shared = dict(N=N, CHUNKS=CHUNKS, **ends)
+            part, y = device.driver.allocate(4 * PARTS * ROWS * N), device.put(np.zeros((ROWS, ends["WIDTH"]), np.float32))
             device.run(
-                "linear_nibbles", ["*bf16", "*i16", "*fp16", "*i16", "*fp32", "*fp32", "*fp32", "*fp32", "i32"], [x, words, scales, zeros, part, 0, residual, y, ROWS],
-                (N // bn, -(-ROWS // bm), CHUNKS if apart else 1), K=K, KW=K, LDX=K, ZERO=0 if asymmetric else 8, GROUP=GROUP, HAS_ZERO=asymmetric, SPAN=SPAN, BN=bn, BM=bm,
-                APART=apart, STAGES=2, ASM=True, **shared,
+                "linear_nibbles", signature, [x, words, scales, zeros, part, 0, residual, y, ROWS], (N // bn, -(-ROWS // bm), PARTS if apart else 1), BN=bn, BM=bm,
+                APART=apart, UNROLL=2, STAGES=2, **shared,
             )  # fmt: skip
             if apart:
                 device.run(
-                    "close",
-                    ["*fp32", "*fp32", "*fp32", "*fp32", "i32"],
-                    [part, 0, residual, y, ROWS],
-                    (ROWS, 1, 1),
-                    BLOCK=64,
-                    **shared,
-                )
+                    "close", ["*fp32", "*fp32", "*fp32", "*fp32", "i32"], [part, 0, residual, y, ROWS], (ROWS, 1, 1), N=N, PARTS=PARTS, BLOCK=64, **ends,
+                )  # fmt: skip
+            results.append(device.get(y, (ROWS, ends["WIDTH"])))
+        for rows in (1, 7):
+            y = device.put(results[0])
+            device.run(
+                "few_nibbles", signature, [x, words, scales, zeros, 0, 0, residual, y, rows], (N // 16, 1, 1), DEPTH=2, EARLY=False, **shared,
+            )  # fmt: skip
             results.append(device.get(y, (ROWS, ends["WIDTH"])))
         note(name, results, wanted)
 
-    for name, kind, dtype in (("floats in tiles", "*bf16", BF16), ("scaled in tiles", "*fp8e4nv", E4M3)):
-        w, rows = rng.standard_normal((N, K), np.float32).astype(dtype), x.astype(dtype)
+    for name, kind, dtype in (("floats in tiles", "*bf16", BF16), ("scaled in tiles", "*fp8e4nv", E4M3), ("integers in tiles", "*i8", np.int8)):
+        w, rows = rng.standard_normal((N, K), np.float32), x.astype(np.float32)
+        w, rows = ((30 * a if dtype is np.int8 else a).astype(dtype) for a in (w, rows))
         scales, row_scales = rng.random(N, np.float32), rng.random(ROWS, np.float32)
-        scaled = dtype is E4M3
+        scaled = dtype is not BF16
         wanted = rows.astype(np.float64) @ w.astype(np.float64).T
         wanted = wanted * scales[None] * row_scales[:, None] + residual if scaled else wanted + residual
         shared = dict(N=N, K=K, KW=K, LDX=K, SCALED=scaled, STAGES=2, **epilogue(False, True))

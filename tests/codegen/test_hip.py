@@ -20,6 +20,7 @@ from llmc.codegen.triton.target import TARGETS
 from llmc.rebuild import check_rebuild
 from llmc.runtime.api import load
 from llmc.runtime.artifact import open_artifact
+from words import words_of
 
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
 ASAN = [
@@ -196,17 +197,13 @@ def gemv_cases(rng) -> list[Case]:
             grid, [x8, codes, one, None, None, xscale, bias, residual, out(), rows], (8,), (exact + bias + residual,),
         )
     )  # fmt: skip
-    span, padded = 32, 256  # KW, two steps of 4·span
+    padded = 256  # KW
     nibbles = rng.integers(0, 16, (n, padded))
-    words = np.zeros((64, padded // (4 * span), span), np.uint16)
-    by = nibbles.reshape(n, padded // (4 * span), 4, span)
-    for q in range(4):
-        words[:n] |= (by[:, :, q] << (4 * q)).astype(np.uint16)
-    blocks = np.ascontiguousarray(words.transpose(1, 0, 2))  # [steps][64][span], one tile of 64 outputs
+    blocks = words_of(nibbles)
     s4 = rng.random((padded // 32, n)).astype(np.float16)
     v4 = (nibbles - 8) * np.repeat(s4.astype(np.float64), 32, 0).T
     signature = "*bf16 *i16 *fp16 *i16 *fp32 *fp32 *fp32 *fp32 i32"
-    four = {"KW": padded, "ZERO": 8, "GROUP": 32, "HAS_ZERO": False, "SPAN": span, "CHUNKS": 2}
+    four = {"KW": padded, "ZERO": 8, "GROUP": 32, "HAS_ZERO": False, "CHUNKS": 2}
     made.append(
         Case(
             kernel("gemv_nibbles", signature, APART=False, **four, **plain),

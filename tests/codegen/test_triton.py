@@ -44,7 +44,7 @@ def test_a_product_gives_the_same_sums_in_any_tiles():
     done = subprocess.run([sys.executable, Path(__file__).with_name("interpreted_products.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert {name.partition(" ")[0] for name in found} == {"nibbles", "zeros", "gated", "floats", "scaled"}
+    assert {name.partition(" ")[0] for name in found} == {"nibbles", "zeros", "gated", "floats", "scaled", "integers"}
     for name, (error, same) in found.items():
         assert error < 1e-5 and same, (name, error, same)
 

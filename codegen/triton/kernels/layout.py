@@ -96,18 +96,19 @@ def rows_of_codes(
 
 @triton.jit
 def rows_of_words(
-    src_ptr, dst_ptr, K: tl.constexpr, CHUNKS: tl.constexpr, KW: tl.constexpr, FORM: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, SPAN: tl.constexpr, FILL: tl.constexpr,
-    GATED: tl.constexpr, BLOCK: tl.constexpr,
+    src_ptr, dst_ptr, K: tl.constexpr, CHUNKS: tl.constexpr, KW: tl.constexpr, FORM: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, FILL: tl.constexpr, GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows, blocks of words): 4-bit codes as `linear_nibbles` reads them. Places after K get FILL."""
+    """Grid (rows, blocks of words): 4-bit codes as `operands` takes them. Places after K get FILL."""
     n = tl.program_id(0).to(tl.int64)
     p = packed_row(n, GATED)
-    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # words of a row, 16 for each 64 values of K
     word = tl.zeros((BLOCK,), tl.int32)
     for q in tl.static_range(4):
-        k = j // SPAN * (4 * SPAN) + q * SPAN + j % SPAN
+        k = j // 16 * 64 + q * 16 + j % 16
         word |= tl.where(k < K, code_at(src_ptr, p, k, k < K, CHUNKS, FORM, B0, B1), FILL) << (4 * q)
-    place = ((n // 64 * (KW // (4 * SPAN)) + j // SPAN) * 64 + n % 64) * SPAN + j % SPAN
+    thread = n % 8 * 4 + j % 8 // 2
+    place = ((n // 16 * (KW // 64) + j // 16) * 32 + thread) * 8 + j % 16 // 8 * 4 + n % 16 // 8 * 2 + j % 2
     tl.store(dst_ptr + place, word.to(tl.int16), mask=j < KW // 4)
 
 

@@ -14,14 +14,16 @@ import triton.language as tl
 from .common import activate, begin, decode, gate, packed_row, prefetch, release, wait
 
 NIBBLES = tl.constexpr(
-    "{ .reg .b32 a, one, off; mov.b32 one, 0x3F803F80; mov.b32 off, 0xC308C308;"
-    " lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $0, $0, one, off;"
-    " shr.u32 a, $4, 4; lop3.b32 $1, a, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $1, $1, one, off;"
-    " shr.u32 a, $4, 8; lop3.b32 $2, a, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $2, $2, one, off;"
-    " shr.u32 a, $4, 12; lop3.b32 $3, a, 0x000F000F, 0x43004300, 0xEA; fma.rn.bf16x2 $3, $3, one, off; }"
+    "{ .reg .b32 a, low, high, off; mov.b32 low, 0x7E807E80; mov.b32 high, 0x7C807C80; mov.b32 off, 0xBD80BD80;"
+    " and.b32 $0, $4, 0x000F000F; fma.rn.bf16x2 $0, $0, low, off;"
+    " and.b32 $1, $4, 0x00F000F0; fma.rn.bf16x2 $1, $1, high, off;"
+    " shr.u32 a, $4, 8; and.b32 $2, a, 0x000F000F; fma.rn.bf16x2 $2, $2, low, off;"
+    " and.b32 $3, a, 0x00F000F0; fma.rn.bf16x2 $3, $3, high, off; }"
 )
-"""q + 128 is a bfloat16 whose last four bits are q; 136 is subtracted."""
-UNSIGNED_NIBBLES = tl.constexpr(NIBBLES.value.replace("0xC308C308", "0xC300C300"))
+"""The bits of q alone are the bfloat16 q·2^-133, those of 16·q likewise: times 2^126 or 2^122, less 8·2^-7."""
+UNSIGNED_NIBBLES = tl.constexpr(NIBBLES.value.replace("0xBD80BD80", "0"))
+UNIT, BACK = tl.constexpr(0.0078125), tl.constexpr(128.0)
+"""What a code's step is worth among the values of `quarters`, and what a group's scale takes back, exactly."""
 
 
 @triton.jit
@@ -58,8 +60,9 @@ def banded(pid, rows, TILES: tl.constexpr, BM: tl.constexpr, BAND: tl.constexpr)
 
 @triton.jit
 def scaled(acc, tile, m, m_in, scale_ptr, xscale_ptr, N: tl.constexpr, SCALED: tl.constexpr, BN: tl.constexpr):
-    """A tile of sums of 8-bit floats, times the scales of its outputs and of its rows."""
+    """A tile of sums of 8-bit numbers, times the scales of its outputs and of its rows."""
     if SCALED:
+        acc = acc.to(tl.float32)
         n = tile * BN + tl.arange(0, BN)
         acc = acc * tl.load(scale_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
         acc = acc * tl.load(xscale_ptr + m, mask=m_in, other=0.0)[None, :]
@@ -75,7 +78,7 @@ def linear(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """y [rows, WIDTH] = epilogue(x [rows, K] · wᵀ), w [N, KW] in the type of x. Grid (tiles of N, tiles of rows). SCALED: both are 8-bit
-    floats, with a scale for each row of either."""
+    floats or integers, with a scale for each row of either; integers are summed exactly."""
     tiles: tl.constexpr = (N + BN - 1) // BN
     tile, tile_m = tl.program_id(0), tl.program_id(1)
     if BAND > 0:
@@ -90,7 +93,8 @@ def linear(
         prefetch(w_ptr + (tile * BN).to(tl.int64) * KW, STRIDE, BN, LINES, THREADS)
     wait(OVERLAP)
     x_row = x_ptr + m[:, None].to(tl.int64) * LDX
-    acc = tl.zeros((BN, BM), tl.float32)
+    SUM: tl.constexpr = tl.int32 if x_ptr.dtype.element_ty == tl.int8 else tl.float32
+    acc = tl.zeros((BN, BM), SUM)
     for k0 in tl.range(0, KW, BK, num_stages=STAGES):
         if KW == K and KW % BK == 0:
             x = tl.load(x_row + (k0 + k)[None, :], mask=m_in[:, None], other=0.0)
@@ -98,7 +102,7 @@ def linear(
         else:
             x = tl.load(x_row + (k0 + k)[None, :], mask=m_in[:, None] & (k0 + k < K)[None, :], other=0.0)
             w = tl.load(w_row + (k0 + k)[None, :], mask=(k0 + k < KW)[None, :], other=0.0)
-        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee", out_dtype=SUM)
     release(OVERLAP)
     acc = scaled(acc, tile, m, m_in, scale_ptr, xscale_ptr, N, SCALED, BN)
     finish(
@@ -121,11 +125,12 @@ def linear_tiles(
     count = tiles * tl.cdiv(rows, BM)
     x_tiles = tl.make_tensor_descriptor(x_ptr, [rows, K], [LDX, 1], [BM, BK])
     w_tiles = tl.make_tensor_descriptor(w_ptr, [N, KW], [KW, 1], [BN, BK])
+    SUM: tl.constexpr = tl.int32 if x_ptr.dtype.element_ty == tl.int8 else tl.float32
     for pid in tl.range(tl.program_id(0), count, PROGRAMS, flatten=FLAT):
         tile, tile_m = banded(pid, rows, tiles, BM, BAND)
-        acc = tl.zeros((BN, BM), tl.float32)
+        acc = tl.zeros((BN, BM), SUM)
         for k0 in tl.range(0, KW, BK, num_stages=STAGES):
-            acc = tl.dot(w_tiles.load([tile * BN, k0]), x_tiles.load([tile_m * BM, k0]).T, acc)
+            acc = tl.dot(w_tiles.load([tile * BN, k0]), x_tiles.load([tile_m * BM, k0]).T, acc, out_dtype=SUM)
         if PARTS == 2:
             pieces = tl.split(tl.permute(tl.reshape(acc, (BN, 2, BM // 2)), (0, 2, 1)))
         else:
@@ -140,7 +145,7 @@ def linear_tiles(
 
 @triton.jit
 def quarters(words, ZERO: tl.constexpr, ASM: tl.constexpr):
-    """Words of four 4-bit codes → four values less ZERO (0 or 8), as bfloat16. ASM: two words at a time, in eleven instructions."""
+    """Words of four 4-bit codes → four values less ZERO (0 or 8), times UNIT, as bfloat16. ASM: two words at a time, in nine instructions."""
     if ASM:
         code: tl.constexpr = UNSIGNED_NIBBLES if ZERO == 0 else NIBBLES
         a, b, c, d = tl.inline_asm_elementwise(
@@ -148,9 +153,36 @@ def quarters(words, ZERO: tl.constexpr, ASM: tl.constexpr):
         )
     else:
         wide = words.to(tl.int32)
-        a, b = ((wide & 15) - ZERO).to(tl.bfloat16), (((wide >> 4) & 15) - ZERO).to(tl.bfloat16)
-        c, d = (((wide >> 8) & 15) - ZERO).to(tl.bfloat16), (((wide >> 12) & 15) - ZERO).to(tl.bfloat16)
+        a, b = (((wide & 15) - ZERO) * UNIT).to(tl.bfloat16), ((((wide >> 4) & 15) - ZERO) * UNIT).to(tl.bfloat16)
+        c, d = ((((wide >> 8) & 15) - ZERO) * UNIT).to(tl.bfloat16), ((((wide >> 12) & 15) - ZERO) * UNIT).to(tl.bfloat16)
     return a, b, c, d
+
+
+@triton.jit
+def operands(words, ZERO: tl.constexpr, ASM: tl.constexpr, TILES: tl.constexpr, EACH: tl.constexpr):
+    """Words [TILES, 256], each 16 outputs by 64 values of K → left operands [16·TILES, EACH] of EACH (16, 32 or 64) values of K one after the
+    other. A word lies where the thread of a matrix instruction wants it: bits of its place are g·4·2·2·2 (output % 8, pair of K), k / 8,
+    output / 8, k % 2; its four codes are 16 values of K apart."""
+    a, b, c, d = quarters(words, ZERO, ASM)
+    if EACH == 16:
+        found = (
+            tl.reshape(tl.permute(tl.reshape(a, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
+            tl.reshape(tl.permute(tl.reshape(b, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
+            tl.reshape(tl.permute(tl.reshape(c, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
+            tl.reshape(tl.permute(tl.reshape(d, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
+        )
+    elif EACH == 32:
+        first, second = tl.join(a, b), tl.join(c, d)
+        found = (
+            tl.reshape(tl.permute(tl.reshape(first, (TILES, 8, 4, 2, 2, 2, 2)), (0, 4, 1, 6, 3, 2, 5)), (16 * TILES, 32)),
+            tl.reshape(tl.permute(tl.reshape(second, (TILES, 8, 4, 2, 2, 2, 2)), (0, 4, 1, 6, 3, 2, 5)), (16 * TILES, 32)),
+        )
+    else:
+        all4 = tl.join(tl.join(a, b), tl.join(c, d))
+        found = (
+            tl.reshape(tl.permute(tl.reshape(all4, (TILES, 8, 4, 2, 2, 2, 2, 2)), (0, 4, 1, 7, 6, 3, 2, 5)), (16 * TILES, 64)),
+        )
+    return found
 
 
 @triton.jit
@@ -158,80 +190,180 @@ def linear_nibbles(
     x_ptr, w_ptr, scale_ptr, zero_ptr, part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
     N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, CHUNKS: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """`linear` with 4-bit integers in groups: word j of a block of 4·SPAN values holds values j, SPAN + j, 2·SPAN + j and 3·SPAN + j, and blocks
-    lie as [N / 64][KW / 4·SPAN][64][SPAN]; scales and zero points [KW / GROUP, N]. K is summed in CHUNKS, each from zero, then those in
-    order. APART: a program sums one chunk (grid: tiles of N, tiles of rows, CHUNKS) into part [CHUNKS, rows, N], which `close` adds; else
-    all in turn."""
+    """`linear` with 4-bit integers in groups, as [N / 16][KW / 64][256 words] (`operands`); scales and zero points [KW / GROUP, N]. K is summed
+    in CHUNKS, each from zero; those in order in PARTS, each from zero; those in order. APART: a program sums one part (grid: tiles of N,
+    tiles of rows, PARTS) into part [PARTS, rows, N], which `close` adds; else all in turn. UNROLL: steps of 64 values at a time."""
     tile = tl.program_id(0)
     n = tile * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n_in, m_in = n < N, m < rows
-    STEPS: tl.constexpr = KW // (4 * SPAN) // CHUNKS
-    PER: tl.constexpr = 4 * SPAN // GROUP  # groups a step
-    WORDS: tl.constexpr = KW // (4 * SPAN)
+    STEPS: tl.constexpr = KW // 64 // CHUNKS  # of 64 values, a chunk
+    EACH: tl.constexpr = min(64, GROUP)  # values of K a product
+    PER: tl.constexpr = max(64, GROUP) // 64  # steps a group
     wait(OVERLAP)
-    k = tl.arange(0, SPAN)
+    k = tl.arange(0, EACH)
     held = tl.where(n_in, n, 0)
-    w_row = w_ptr + ((held // 64).to(tl.int64) * (WORDS * 64) + held % 64)[:, None] * SPAN
+    block = tile * (BN // 16) + tl.arange(0, BN // 16)
+    w_row = w_ptr + tl.where(block < (N + 15) // 16, block, 0).to(tl.int64)[:, None] * (KW * 4) + tl.arange(0, 256)[None, :]
     x_row = x_ptr + m[:, None].to(tl.int64) * LDX
-    total = tl.zeros((BN, BM), tl.float32)
+    acc = tl.zeros((BN, BM), tl.float32)  # of a chunk
+    whole = tl.zeros((BN, BM), tl.float32)  # of a part
+    total = whole
     first = tl.program_id(2) if APART else 0
-    for chunk in range(first, first + 1 if APART else CHUNKS):
-        acc = tl.zeros((BN, BM), tl.float32)
-        for step in tl.range(chunk * STEPS, (chunk + 1) * STEPS, num_stages=STAGES):
-            words = tl.load(w_row + (step * (64 * SPAN) + k)[None, :])
-            four = quarters(words, ZERO, ASM)
-            part = tl.zeros((BN, BM), tl.float32)
-            for q in tl.static_range(4):
-                at = step * (4 * SPAN) + q * SPAN
+    span: tl.constexpr = STEPS * (CHUNKS // PARTS)
+    for step in tl.range(first * span, (first + 1) * span if APART else PARTS * span, UNROLL, num_stages=STAGES):
+        part = tl.zeros((BN, BM), tl.float32)
+        for i in tl.static_range(UNROLL):
+            words = tl.load(w_row + (step + i) * 256)
+            found = operands(words, ZERO, ASM, BN // 16, EACH)
+            for q in tl.static_range(64 // EACH):
+                at = (step + i) * 64 + q * EACH
                 if K == KW:
                     x = tl.load(x_row + (at + k)[None, :], mask=m_in[:, None], other=0.0)
                 else:
                     x = tl.load(x_row + (at + k)[None, :], mask=m_in[:, None] & (at + k < K)[None, :], other=0.0)
-                g = step * PER + q * SPAN // GROUP
-                w = four[q]
+                g = at // GROUP
+                w = found[q]
                 if HAS_ZERO:
-                    w = w - tl.load(zero_ptr + g * N + held).to(tl.bfloat16)[:, None]
+                    w = w - (tl.load(zero_ptr + g * N + held) * UNIT).to(tl.bfloat16)[:, None]
                 part = tl.dot(w, tl.trans(x), part)
-                if (q + 1) * SPAN % GROUP == 0:
-                    acc += part * tl.load(scale_ptr + g * N + held).to(tl.float32)[:, None]
+                if EACH < 64 or (i + 1) % PER == 0:
+                    acc += part * (tl.load(scale_ptr + g * N + held).to(tl.float32) * BACK)[:, None]
                     part = tl.zeros((BN, BM), tl.float32)
-        total += acc
+        if CHUNKS > 1:
+            if (step + UNROLL) % STEPS == 0:
+                whole += acc
+                acc = tl.zeros((BN, BM), tl.float32)
+                if PARTS > 1 and not APART:
+                    if (step + UNROLL) % span == 0:
+                        total += whole
+                        whole = tl.zeros((BN, BM), tl.float32)
+    if CHUNKS == 1:
+        whole += acc
+    if APART or PARTS == 1:
+        total = whole
     release(OVERLAP)
     if APART:
         place = (first * rows + m)[None, :].to(tl.int64) * N + n[:, None]
         tl.store(part_ptr + place, total, mask=n_in[:, None] & m_in[None, :])
     else:
         finish(
-            total,
-            tile,
-            m,
-            m_in,
-            bias_ptr,
-            residual_ptr,
-            y_ptr,
-            N,
-            LDY,
-            LDR,
-            BIAS,
-            RESIDUAL,
-            ACT,
-            GATED,
-            LIMIT,
-            ALPHA,
-            WIDTH,
-            BN,
-            BM,
-        )
+            total, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM,
+        )  # fmt: skip
+
+
+@triton.jit
+def pair(words):
+    """Words of two bfloat16 [...] → [..., 2]."""
+    low, high = tl.inline_asm_elementwise(
+        "mov.b32 {$0, $1}, $2;", "=h,=h,r", [words], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=1
+    )
+    return tl.join(low, high)
+
+
+@triton.jit
+def pieces_of(acc, COUNT: tl.constexpr):
+    """[A, B, COUNT] → its COUNT pieces in order; COUNT a power of two."""
+    if COUNT == 1:
+        found = (tl.reshape(acc, (acc.shape[0], acc.shape[1])),)
+    else:
+        even, odd = tl.split(tl.reshape(acc, (acc.shape[0], acc.shape[1], COUNT // 2, 2)))
+        a, b = pieces_of(even, COUNT // 2), pieces_of(odd, COUNT // 2)
+        found = ()
+        for i in tl.static_range(COUNT // 2):
+            found = found + (a[i], b[i])
+    return found
+
+
+@triton.jit
+def few_nibbles(
+    x_ptr, w_ptr, scale_ptr, zero_ptr, part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
+    N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
+    CHUNKS: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """`linear_nibbles` for up to 8 rows, with its bits; fast for one or two. Grid: tiles of 16 outputs. A warp sums a chunk of K: weights go
+    from memory into the registers that multiply them, DEPTH steps of 64 values ahead, the first before the wait. EARLY: the next launch may
+    begin at once."""
+    tile = tl.program_id(0)
+    STEPS: tl.constexpr = KW // 64 // CHUNKS
+    chunk = tl.arange(0, CHUNKS)
+    n = tile * 16 + tl.arange(0, 16)
+    w_at = w_ptr + tile.to(tl.int64) * (KW * 4) + chunk[:, None] * (STEPS * 256) + tl.arange(0, 256)[None, :]
+    g_at = chunk[:, None] * (STEPS * 64 // GROUP * N) + tl.where(n < N, n, 0)[None, :]
+    if EARLY:
+        release(OVERLAP)
+    now = ()
+    for i in tl.static_range(DEPTH):
+        now = now + (tl.load(w_at + i * 256),)
+    wait(OVERLAP)
+    k_at = chunk * (STEPS * 64)
+    m = tl.arange(0, 8)
+    x_row = x_ptr + tl.minimum(m, rows - 1).to(tl.int64) * LDX  # rows past the last are computed, not stored
+    pairs = (
+        x_row.to(tl.pointer_type(tl.int32))[None, :, None]
+        + (chunk[:, None] * (STEPS * 32) + tl.arange(0, 4)[None, :])[:, None, :]
+    )
+    acc = tl.zeros((CHUNKS, 16, 8), tl.float32)
+    for step in tl.range(0, STEPS, DEPTH, num_stages=1):
+        inputs, scales = (), ()  # all that the steps need, asked for before the first waits
+        for i in tl.static_range(4 * DEPTH):
+            at = (k_at + step * 64 + i * 16)[:, None, None]
+            if not ASM:
+                place = at + tl.arange(0, 16)[None, :, None]
+                inputs = inputs + ((tl.load(x_row[None, None, :] + place, mask=place < K, other=0.0),),)
+            elif K == KW:
+                inputs = inputs + ((tl.load(pairs + (step * 32 + i * 8)), tl.load(pairs + (step * 32 + i * 8 + 4))),)
+            else:
+                place = at + 2 * tl.arange(0, 4)[None, None, :]
+                low = tl.load(pairs + (step * 32 + i * 8), mask=place < K, other=0)
+                high = tl.load(pairs + (step * 32 + i * 8 + 4), mask=place + 8 < K, other=0)
+                inputs = inputs + ((low, high),)
+        for i in tl.static_range(DEPTH * 64 // GROUP):
+            scales = scales + (tl.load(scale_ptr + g_at + (step * 64 // GROUP + i) * N),)
+        ahead = now
+        if STEPS > DEPTH:
+            ahead = ()
+            for i in tl.static_range(DEPTH):
+                ahead = ahead + (tl.load(w_at + (step + DEPTH + i) * 256, mask=step + DEPTH + i < STEPS, other=0),)
+        part = tl.zeros((CHUNKS, 16, 8), tl.float32)
+        for i in tl.static_range(DEPTH):
+            four = quarters(now[i], ZERO, ASM)
+            for q in tl.static_range(4):
+                w = tl.reshape(tl.permute(tl.reshape(four[q], (CHUNKS, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (CHUNKS, 16, 16))
+                if HAS_ZERO:
+                    zero = tl.load(zero_ptr + g_at + ((step + i) * 64 + q * 16) // GROUP * N)
+                    w = w - (zero * UNIT).to(tl.bfloat16)[:, :, None]
+                x = inputs[4 * i + q][0]
+                if ASM:
+                    both = tl.join(pair(x), pair(inputs[4 * i + q][1]))
+                    x = tl.reshape(tl.permute(both, (0, 4, 2, 3, 1)), (CHUNKS, 16, 8))
+                part = tl.dot(w, x, part)
+                if (i * 64 + q * 16 + 16) % GROUP == 0:
+                    acc += part * (scales[(i * 64 + q * 16) // GROUP].to(tl.float32) * BACK)[:, :, None]
+                    part = tl.zeros((CHUNKS, 16, 8), tl.float32)
+        now = ahead
+    if not EARLY:
+        release(OVERLAP)
+    pieces = pieces_of(tl.permute(acc, (1, 2, 0)), CHUNKS)
+    total = tl.zeros((16, 8), tl.float32)
+    for p in tl.static_range(PARTS):
+        whole = tl.zeros((16, 8), tl.float32)
+        for i in tl.static_range(CHUNKS // PARTS):
+            whole += pieces[p * (CHUNKS // PARTS) + i]
+        total += whole
+    finish(
+        total, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, 16, 8,
+    )  # fmt: skip
 
 
 @triton.jit
 def close(
     part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
-    N: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, CHUNKS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr,
+    N: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, PARTS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr,
     LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, blocks of WIDTH): what `linear_nibbles` left apart, added in order, and its epilogue."""
@@ -244,8 +376,8 @@ def close(
         at = n // 8 * 16 + n % 8
     acc = tl.zeros((BLOCK,), tl.float32)
     up = tl.zeros((BLOCK,), tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        row = part_ptr + (chunk * rows + m).to(tl.int64) * N
+    for number in tl.static_range(PARTS):
+        row = part_ptr + (number * rows + m).to(tl.int64) * N
         acc += tl.load(row + at, mask=inside, other=0.0)
         if GATED:
             up += tl.load(row + at + 8, mask=inside, other=0.0)
