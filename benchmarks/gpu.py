@@ -35,8 +35,12 @@ LLAMA_8B = {
 TIMED = (
     ("bf16", {"dtype": "bf16"}),
     ("int4-g128", {"dtype": "bf16", "quant": "int4:g128", "scheme": ("lm_head=bf16", "*embed_tokens=bf16")}),
+    ("int8", {"dtype": "bf16", "quant": "int8", "scheme": ("lm_head=bf16", "*embed_tokens=bf16")}),
     ("fp8", {"dtype": "bf16", "quant": "fp8", "scheme": ("lm_head=bf16", "*embed_tokens=bf16")}),
 )
+COMPARED = (
+    ("int8-bf16", {"dtype": "bf16", "quant": "int8:g128/bf16"}), ("int4-int8", {"dtype": "bf16", "quant": "int4:g128/int8"}), ("nf4", {"dtype": "bf16", "quant": "nf4"}),
+)  # fmt: skip
 TOKENS = 150
 CLOSE = 4e-2  # of the largest logit: bfloat16 roundings of cache and activations that fall the other way
 SHORT_BLOCKS, LONG_BLOCKS = 64, 256  # of the cache, for 2,048 and 8,192 positions
@@ -68,8 +72,8 @@ def prepare(folder: Path, target: str) -> None:
     shape = folder / "llama-8b.config"
     shape.mkdir(exist_ok=True)
     (shape / "config.json").write_text(json.dumps(LLAMA_8B))
-    for name, options in TIMED:
-        llmc.compile(shape, folder / f"llama-8b-{name}.plan.llmc", target=(target,), weights="none", force=True, **options)
+    for name, options in (*((f"{n}.plan", o) for n, o in TIMED), *((f"{n}.bits", o) for n, o in COMPARED)):
+        llmc.compile(shape, folder / f"llama-8b-{name}.llmc", target=(target,), weights="none", force=True, **options)
         print(f"llama-8b-{name}", flush=True)
 
 
@@ -189,7 +193,7 @@ def check(folder: Path, only: str = "") -> int:
             flush=True,
         )
         session.close()
-    for path in sorted(folder.glob("*.plan.llmc")):
+    for path in (*sorted(folder.glob("*.plan.llmc")), *sorted(folder.glob("*.bits.llmc"))):
         if only in path.name:
             session = Session(path, max_tokens=192, max_sequences=4, max_rows=192, context=256, blocks=32, random_weights=1)
             ids = np.random.default_rng(1).integers(0, 128000, TOKENS).astype(np.int32)

@@ -20,7 +20,7 @@ from ..lowering import Pointer, WeightSpec
 from ..packing import FIELDS, kind_of
 from . import generic
 from .plan import TYPES, Kernel, PlanLowering, Rows, Variant, power, up
-from .tiles import Tile, float_tiles, nibble_cut
+from .tiles import Tile, float_tiles, nibble_cut, parts_of
 
 ROUNDINGS = {"": "", "f32": "", "f16": "", "bf16": "", "int8": "int8-values", "fp8": "fp8"}
 PREFETCHED_LINES = 1
@@ -342,18 +342,36 @@ class ProductLowering(PlanLowering):
             variants += [self._float_variant(tile, element, types, rows, SCALED=element == 1, **constants) for tile in tiles]
             self._launch(node, [x, items[0], items[1], scale, *last], variants, **facts)
             return
-        coded = [TYPES[read], *held, "*fp32", *types]
-        variants = []
+        coded = [TYPES[read], *held, "*fp32", "*fp32", *types]
+        variants, finished = [], 0
+        parts = parts_of(self.target, packed, w.width * w.bits // (8 * w.span))
         if w.bits == 8 and w.kind != "level" and not w.offset and w.group % 16 == 0:
             has: dict[str, Any] = {"HAS_ZERO": w.zeros is not None, "INT8": w.int8}
             variants = self._few("gemv_coded", coded, rows, packed, **has, **{**constants, **w.constants()})
-        for most, bm in ((16, 16), (0, 64)):
+            finished = GEMV_ROWS if variants else 0
+        for most, bm in ((16, 16), (APART_ROWS, 64), (0, 64)):
+            apart = most > 0 and parts > 1
             kernel = self._kernel(
                 "linear", "linear_coded", coded, HAS_ZERO=w.zeros is not None and not w.offset, HAS_OFFSET=w.offset, INT8=w.int8,
-                BN=64, BM=bm, **{**constants, **w.constants()},
+                BN=64, BM=bm, PARTS=parts, APART=apart, **{**constants, **w.constants()},
             )  # fmt: skip
-            variants.append(Variant(most, kernel, [["1", packed, 64], [*generic.lanes_of(rows), bm]]))
-        self._launch(node, [x, *items, scale, *last], variants, **facts)
+            grid = [["1", packed, 64], [*generic.lanes_of(rows), bm], ["1", parts if apart else 1, 1]]
+            variants.append(Variant(most, kernel, grid))
+        self._launch(node, [x, *items, scale, "scratch:part", *last], variants, **facts)
+        self._close(node, last, types, constants, parts, rows, finished)
+
+    def _close(
+        self, node: Node, last: list[Any], types: list[str], constants: dict[str, Any], parts: int, rows: Dim, finished: int
+    ) -> None:
+        """Add the parts of K that programs have left apart, where more rows than `finished` and at most APART_ROWS are summed."""
+        if parts == 1:
+            return
+        ends = {k: constants[k] for k in ("N", "LDY", "LDR", "BIAS", "RESIDUAL", "ACT", "GATED", "LIMIT", "ALPHA", "WIDTH")}
+        block = min(512, power(ends["WIDTH"]))
+        kernel = self._kernel("linear", "close", ["*fp32", *types], PARTS=parts, BLOCK=block, **ends)
+        grid = [[*generic.lanes_of(rows), 1], ["1", ends["WIDTH"], block]]
+        nothing = [Variant(finished, kernel, [["1", 0, 1]])] if finished else []
+        self._launch(node, ["scratch:part", *last], [*nothing, Variant(APART_ROWS, kernel, grid)], rows=rows)
 
     def _nibbles(
         self, node: Node, weight: Value, scheme: Scheme, gated: str, x: Any, last: list[Any], types: list[str], constants: dict[str, Any], facts: dict[str, Any],
@@ -377,7 +395,7 @@ class ProductLowering(PlanLowering):
         moved, element = _scale_words(scheme)
         scales = columns("scales", moved, moved, element)
         zeros = f"device:{columns('zeros', '*u8', '*i16', 2)}" if scheme.asymmetric else None
-        rows, shared = facts["rows"], {key: value for key, value in constants.items() if key not in ("K", "LDX")}
+        rows = facts["rows"]
         signature = ["*bf16", "*i16", GPU_SCALES[scheme.scale_kind], "*i16", "*fp32", *types]
         constants |= {"KW": width, "ZERO": zero, "GROUP": group, "HAS_ZERO": scheme.asymmetric}
         apart = {"CHUNKS": cut.parts, "APART": cut.parts > 1}
@@ -408,12 +426,7 @@ class ProductLowering(PlanLowering):
                 variants.append(Variant(tile.most, kernel, grid))
         given = [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last]
         self._launch(node, given, variants, weight_bytes=self.device[codes].bytes, **facts)
-        if cut.parts > 1:
-            block = min(512, power(constants["WIDTH"]))
-            kernel = self._kernel("linear", "close", ["*fp32", *types], PARTS=cut.parts, BLOCK=block, **shared)
-            grid = [[*generic.lanes_of(rows), 1], ["1", constants["WIDTH"], block]]
-            closed = [Variant(finished, kernel, [["1", 0, 1]])] if finished else []  # nothing is left to add
-            self._launch(node, ["scratch:part", *last], [*closed, Variant(APART_ROWS, kernel, grid)], rows=rows)
+        self._close(node, last, types, constants, cut.parts, rows, finished)
 
     def _float_variant(self, tile: Tile, element: int, types: list[str], rows: Dim, **constants: Any) -> Variant:
         n = constants["N"]

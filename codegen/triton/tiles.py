@@ -101,9 +101,17 @@ class NibbleCut:
     tiles: tuple[NibbleTile, ...]
 
 
+def parts_of(target: GpuTarget, n: int, steps: int) -> int:
+    """In how many parts K is summed, whatever the number of rows, so that few of them have programs for all of the device: up to 8, of whole
+    steps."""
+    parts = 1
+    while parts < 8 and steps % (2 * parts) == 0 and 2 * parts * -(-n // 64) <= 4 * target.processors:
+        parts *= 2
+    return parts
+
+
 PADDED = 1.07
 """How much longer K may be made so that it falls into more chunks."""
-MOST_PARTS = 8
 REGISTERS = 65536
 """Of a multiprocessor."""
 
@@ -122,9 +130,7 @@ def nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
     while chunks > 1 and up(k, step * chunks) > PADDED * up(k, step):
         chunks //= 2
     width = up(k, step * chunks)
-    parts = 1
-    while parts < min(MOST_PARTS, chunks) and 2 * parts * count <= 4 * target.processors:
-        parts *= 2
+    parts = parts_of(target, n, chunks)
     steps = width // 64 // chunks
 
     def tile(most: int, bn: int, bm: int, warps: int, stages: int, wanted: int = 2) -> NibbleTile:

@@ -4,6 +4,7 @@ largest value, and whether its bits are those of the case's other tiles."""
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from llmc.codegen.triton.interpreter import InterpreterDriver, interpret
@@ -14,6 +15,8 @@ import llmc.codegen.triton as triton_folder
 import ml_dtypes
 import numpy as np
 from llmc.runtime.drivers.driver import as_bytes
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from words import words_of
 
 KERNELS = Path(triton_folder.__file__).parent / "kernels"
@@ -131,7 +134,11 @@ def main() -> None:
             results.append(device.get(y, (ROWS, ends["WIDTH"])))
         note(name, results, wanted)
 
-    for name, kind, dtype in (("floats in tiles", "*bf16", BF16), ("scaled in tiles", "*fp8e4nv", E4M3), ("integers in tiles", "*i8", np.int8)):
+    for name, kind, dtype in (
+        ("floats in tiles", "*bf16", BF16),
+        ("scaled in tiles", "*fp8e4nv", E4M3),
+        ("integers in tiles", "*i8", np.int8),
+    ):
         w, rows = rng.standard_normal((N, K), np.float32), x.astype(np.float32)
         w, rows = ((30 * a if dtype is np.int8 else a).astype(dtype) for a in (w, rows))
         scales, row_scales = rng.random(N, np.float32), rng.random(ROWS, np.float32)

@@ -184,8 +184,8 @@ def gemv_cases(rng) -> list[Case]:
     stored = {"KIND": "int", "BITS": 8, "SPAN": 32, "KW": 128}
     made.append(
         Case(
-            kernel("gemv_coded", "*bf16 *u8 *fp16 *u8 *fp32 *fp32 *fp32 *fp32 *fp32 i32", ZERO=0, GROUP=32, GROUPS=groups, HAS_ZERO=True, INT8=False, **stored, **plain),
-            grid, [x, codes, scales, zeros, None, None, bias, residual, out(), rows], (8,), (silu(wide @ values[:, :k].T + bias) + residual,),
+            kernel("gemv_coded", "*bf16 *u8 *fp16 *u8 *fp32 *fp32 *fp32 *fp32 *fp32 *fp32 i32", ZERO=0, GROUP=32, GROUPS=groups, HAS_ZERO=True, INT8=False, **stored, **plain),
+            grid, [x, codes, scales, zeros, None, None, None, bias, residual, out(), rows], (9,), (silu(wide @ values[:, :k].T + bias) + residual,),
         )
     )  # fmt: skip
     x8, xscale = rng.integers(-127, 128, (rows, k)).astype(np.int8), rng.random(rows).astype(np.float32)
@@ -193,8 +193,8 @@ def gemv_cases(rng) -> list[Case]:
     exact = (x8.astype(np.float64) @ (codes[:, :k].astype(np.float64) - 128).T) * one[:, 0] * xscale[:, None]
     made.append(
         Case(
-            kernel("gemv_coded", "*i8 *u8 *fp32 *u8 *fp32 *fp32 *fp32 *fp32 *fp32 i32", ZERO=128, GROUP=128, GROUPS=1, HAS_ZERO=False, INT8=True, **stored, **{**plain, "ACT": ""}),
-            grid, [x8, codes, one, None, None, xscale, bias, residual, out(), rows], (8,), (exact + bias + residual,),
+            kernel("gemv_coded", "*i8 *u8 *fp32 *u8 *fp32 *fp32 *fp32 *fp32 *fp32 *fp32 i32", ZERO=128, GROUP=128, GROUPS=1, HAS_ZERO=False, INT8=True, **stored, **{**plain, "ACT": ""}),
+            grid, [x8, codes, one, None, None, xscale, None, bias, residual, out(), rows], (9,), (exact + bias + residual,),
         )
     )  # fmt: skip
     padded = 256  # KW

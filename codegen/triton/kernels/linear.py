@@ -421,44 +421,69 @@ def group_sum(
 
 
 @triton.jit
+def times(a, b):
+    """a·b, rounded: a compiler may not take this product and a sum that follows as one, as it would where the sum is in the same kernel."""
+    return tl.fma(a, tl.broadcast_to(b, a.shape), tl.zeros(a.shape, tl.float32))
+
+
+@triton.jit
 def linear_coded(
-    x_ptr, w_ptr, scale_ptr, zero_ptr, table_ptr, xscale_ptr, bias_ptr, residual_ptr, y_ptr, rows,
+    x_ptr, w_ptr, scale_ptr, zero_ptr, table_ptr, xscale_ptr, part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
     N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr,
     KIND: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     HAS_ZERO: tl.constexpr, HAS_OFFSET: tl.constexpr, INT8: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, OVERLAP: tl.constexpr,
+    SPAN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """`linear` with coded weights. KIND: "int", "level", "e4m3" or "e5m2", scales [N, GROUPS] (one group: the whole channel).
-    Codes of 4 bits: byte j of a block of 2·SPAN values holds values j and SPAN + j."""
+    Codes of 4 bits: byte j of a block of 2·SPAN values holds values j and SPAN + j. PARTS and APART as in `linear_nibbles`, of one chunk
+    each."""
     tile = tl.program_id(0)
     n = tile * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n_in, m_in = n < N, m < rows
+    first = tl.program_id(2) if APART else 0
+    STEP: tl.constexpr = SPAN * 8 // BITS
+    LENGTH: tl.constexpr = KW // PARTS
+    WHOLE: tl.constexpr = GROUPS == 1 and not HAS_OFFSET
+    channel = tl.full((BN,), 1.0, tl.float32)
+    if WHOLE:
+        channel = tl.load(scale_ptr + n, mask=n_in, other=0.0).to(tl.float32)
     wait(OVERLAP)
+    row = tl.full((BM,), 1.0, tl.float32)
+    if INT8:
+        row = tl.load(xscale_ptr + m, mask=m_in, other=0.0)
     x_row = x_ptr + m[:, None].to(tl.int64) * LDX
+    total = tl.zeros((BN, BM), tl.float32)
     acc = tl.zeros((BN, BM), tl.float32)
     k = tl.arange(0, SPAN)
     w_row = w_ptr + n[:, None].to(tl.int64) * (KW * BITS // 8)
-    for k0 in range(0, KW, SPAN * 8 // BITS):
+    for k0 in range(first * LENGTH, (first + 1) * LENGTH if APART else KW, STEP):
         raw = tl.load(w_row + (k0 * BITS // 8 + k)[None, :], mask=n_in[:, None], other=0)
         for half in tl.static_range(0, 8 // BITS):
             at = k0 + half * SPAN
             x = tl.load(x_row + (at + k)[None, :], mask=m_in[:, None] & (at + k < K)[None, :], other=0)
             g = tl.minimum(at // GROUP, GROUPS - 1)
             part = group_sum(raw, x, half, g, n, n_in, zero_ptr, table_ptr, KIND, BITS, ZERO, GROUPS, HAS_ZERO, INT8)
-            if GROUPS == 1 and not HAS_OFFSET:
+            if WHOLE:
                 acc += part
             else:
                 acc += part * tl.load(scale_ptr + n * GROUPS + g, mask=n_in, other=0.0).to(tl.float32)[:, None]
                 if HAS_OFFSET:
                     offset = tl.load(zero_ptr + n * GROUPS + g, mask=n_in, other=0.0).to(tl.float32)
                     acc += offset[:, None] * tl.sum(x.to(tl.float32), 1)[None, :]
+        if (k0 + STEP) % LENGTH == 0:
+            if WHOLE:
+                acc = times(acc, channel[:, None])
+            if INT8:
+                acc = times(acc, row[None, :])
+            total += acc
+            acc = tl.zeros((BN, BM), tl.float32)
     release(OVERLAP)
-    if GROUPS == 1 and not HAS_OFFSET:
-        acc = acc * tl.load(scale_ptr + n, mask=n_in, other=0.0).to(tl.float32)[:, None]
-    if INT8:
-        acc = acc * tl.load(xscale_ptr + m, mask=m_in, other=0.0)[None, :]
-    finish(
-        acc, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM
-    )
+    if APART:
+        place = (first * rows + m)[None, :].to(tl.int64) * N + n[:, None]
+        tl.store(part_ptr + place, total, mask=n_in[:, None] & m_in[None, :])
+    else:
+        finish(
+            total, tile, m, m_in, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, BN, BM,
+        )  # fmt: skip
