@@ -35,7 +35,7 @@ def compile_one(kernel: dict[str, Any], family: str, arch: str) -> dict[str, Any
         if family == "cuda"
         else GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
     )
-    options = {"num_warps": kernel["warps"], "num_stages": kernel["stages"]}
+    options = {"num_warps": kernel["warps"], "num_stages": kernel["stages"], "enable_fp_fusion": True}
     if kernel["registers"]:
         options["maxnreg"] = kernel["registers"]
     made = triton.compile(source, target=target, options=options)

@@ -406,16 +406,8 @@ class ProductLowering(PlanLowering):
         for tile in cut.tiles:
             if tile.depth and paired:
                 kernel = self._kernel(
-                    "linear",
-                    "few_nibbles",
-                    signature,
-                    tile.warps,
-                    1,
-                    tile.registers,
-                    DEPTH=tile.depth,
-                    EARLY=tile.early,
-                    **constants,
-                )
+                    "linear", "few_nibbles", signature, tile.warps, tile.stages, tile.registers, DEPTH=tile.depth, EARLY=tile.early, **constants
+                )  # fmt: skip
                 variants.append(Variant(tile.most, kernel, [["1", packed, 16]]))
                 finished = tile.most
             elif not tile.depth:
