@@ -49,7 +49,7 @@ def test_the_error_is_far_below_rounding_and_sweeps_lower_it(random, text):
 @pytest.mark.parametrize("text", ["fp8_e4m3:channel", "fp8_e5m2:channel", "nf4:g64", "mxfp4", "nvfp4", "mxfp8"])
 def test_levels_that_are_not_evenly_spaced_are_chosen_too(random, text):
     scheme = parse_scheme(text)
-    weight, moments = case(random)
+    weight, moments = case(random, n=96, k=400)  # of nvfp4 the share is 0.51 ± 0.04 over seeds, of half the size 0.56 ± 0.06
     nearest = quantize(weight, scheme)
     chosen = Gptq(damping=1e-4).quantize(weight, moments, scheme)
     assert error(chosen, scheme, weight, moments) < 0.85 * error(nearest, scheme, weight, moments)
