@@ -735,6 +735,7 @@ def _check(
             logits = model.logits([ids])[0]
             canary: dict[str, list[Any]] = {"sequences": [ids[:n] for n in (5, 33)]}
             canary["sha256"] = [model.logits_hash(s) for s in canary["sequences"]]
+        del model  # and with it the mapping of the draft, which is as large as its weights
     context = Context.single(len(ids), wide=torch.float32)
     with torch.no_grad():
         (reference,) = run(imported.graph, params, torch.tensor(ids), context)
