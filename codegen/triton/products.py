@@ -29,6 +29,8 @@ step with none, 4.19 with 1, 4.21 with 2, 4.26 with 4."""
 NIBBLE_GROUPS = (16, 32, 64, 128, 256)
 APART_ROWS = 64
 """Rows up to which chunks of K are summed apart."""
+WARPS_ROWS = 2
+"""Rows up to which the warps of a program sum the chunks of K of a product with 4-bit integers."""
 GEMV_ROWS, GEMV_OUTPUTS = 4, 16
 """Rows that a product of few takes at most, and outputs that a program of it makes."""
 GPU_SCALES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
@@ -157,25 +159,15 @@ class ProductLowering(PlanLowering):
         )  # fmt: skip
         size = width * bits // 8
         codes = self._rows(WeightSpec(weight.name, "codes", (weight,), scheme, gated), made, (rows, -(-size // 256)), rows * size)
-        kind16, element = _scale_words(scheme)
-        turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, GATED=turned, BLOCK=16)
-        scales = self._rows(
-            WeightSpec(f"{weight.name}.scales", "scales", (weight,), scheme, gated),
-            turn,
-            (rows, -(-groups // 16)),
-            rows * groups * element,
-        )
-        zeros = None
-        if scheme.asymmetric:
-            if not scheme.offset:
-                element, kind16 = 1, "*u8"
-            turn = self._kernel("layout", "rows_of_groups", [kind16, kind16], GROUPS=groups, GATED=turned, BLOCK=16)
-            zeros = self._rows(
-                WeightSpec(f"{weight.name}.zeros", "zeros", (weight,), scheme, gated),
-                turn,
-                (rows, -(-groups // 16)),
-                rows * groups * element,
-            )
+
+        def turned_groups(pack: str, kind: str, element: int) -> int:
+            turn = self._kernel("layout", "rows_of_groups", [kind, kind], GROUPS=groups, GATED=turned, BLOCK=16)
+            spec = WeightSpec(f"{weight.name}.{pack}", pack, (weight,), scheme, gated)
+            return self._rows(spec, turn, (rows, -(-groups // 16)), rows * groups * element)
+
+        words = _scale_words(scheme)
+        scales = turned_groups("scales", *words)
+        zeros = turned_groups("zeros", *(words if scheme.offset else ("*u8", 1))) if scheme.asymmetric else None
         return Stored(
             kind, bits, zero, group, groups, span, width, codes, scales, zeros, table, "u8", GPU_SCALES[scheme.scale_kind], scheme.offset, family.dot,
         )  # fmt: skip
@@ -400,25 +392,23 @@ class ProductLowering(PlanLowering):
         constants |= {"KW": width, "ZERO": zero, "GROUP": group, "HAS_ZERO": scheme.asymmetric}
         apart = {"CHUNKS": cut.parts, "APART": cut.parts > 1}
         variants = self._few("gemv_nibbles", signature, rows, packed, cut.parts, **constants, **apart)
-        finished = 0  # rows up to which a product adds its parts itself
         constants |= {"CHUNKS": cut.chunks, "PARTS": cut.parts, "ASM": self.target.family == "cuda"}
         paired = constants["LDX"] % 2 == 0 and (not isinstance(x, tuple) or x[1] % 2 == 0)  # rows as words of two values
+        few = cut.few if paired else None
+        if few is not None:
+            kernel = self._kernel(
+                "linear", "few_nibbles", signature, cut.chunks, 1, few.registers, DEPTH=few.depth, EARLY=few.early, **constants
+            )
+            variants.append(Variant(WARPS_ROWS, kernel, [["1", packed, 16]]))
         for tile in cut.tiles:
-            if tile.depth and paired:
-                kernel = self._kernel(
-                    "linear", "few_nibbles", signature, tile.warps, tile.stages, tile.registers, DEPTH=tile.depth, EARLY=tile.early, **constants
-                )  # fmt: skip
-                variants.append(Variant(tile.most, kernel, [["1", packed, 16]]))
-                finished = tile.most
-            elif not tile.depth:
-                kernel = self._kernel(
-                    "linear", "linear_nibbles", signature, tile.warps, tile.stages, BN=tile.bn, BM=tile.bm, APART=tile.apart, UNROLL=tile.unroll, STAGES=tile.stages, **constants,
-                )  # fmt: skip
-                grid = [["1", packed, tile.bn], [*generic.lanes_of(rows), tile.bm], ["1", cut.parts if tile.apart else 1, 1]]
-                variants.append(Variant(tile.most, kernel, grid))
+            kernel = self._kernel(
+                "linear", "linear_nibbles", signature, tile.warps, tile.stages, BN=tile.bn, BM=tile.bm, APART=tile.apart, UNROLL=tile.unroll, STAGES=tile.stages, **constants,
+            )  # fmt: skip
+            grid = [["1", packed, tile.bn], [*generic.lanes_of(rows), tile.bm], ["1", cut.parts if tile.apart else 1, 1]]
+            variants.append(Variant(tile.most, kernel, grid))
         given = [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last]
         self._launch(node, given, variants, weight_bytes=self.device[codes].bytes, **facts)
-        self._close(node, last, types, constants, cut.parts, rows, finished)
+        self._close(node, last, types, constants, cut.parts, rows, WARPS_ROWS if few is not None else 0)
 
     def _float_variant(self, tile: Tile, element: int, types: list[str], rows: Dim, **constants: Any) -> Variant:
         n = constants["N"]

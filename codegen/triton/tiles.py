@@ -75,29 +75,35 @@ def float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) 
 @dataclass(frozen=True)
 class NibbleTile:
     """For at most `most` rows (0: any number): tiles of bn outputs by bm rows, `unroll` steps of 64 values of K at a time. `apart`: a program sums
-    one part of K. `depth`: the kernel for few rows, with so many steps on the way, in so many `registers` a thread; `early`: the next launch
-    may begin with it."""
+    one part of K."""
 
     most: int
     bn: int
     bm: int
     warps: int
-    stages: int = 1
-    unroll: int = 1
-    apart: bool = False
-    depth: int = 0
-    registers: int = 0
-    early: bool = False
+    stages: int
+    unroll: int
+    apart: bool
+
+
+@dataclass(frozen=True)
+class FewRows:
+    """The kernel for one or two rows: `depth` steps on the way, in so many `registers` a thread; `early`: the next launch may begin with it."""
+
+    depth: int
+    registers: int
+    early: bool
 
 
 @dataclass(frozen=True)
 class NibbleCut:
-    """How a product with 4-bit integers in groups sums K, padded to `width`: in `chunks`, those in `parts`; and its tiles for growing numbers of
-    rows."""
+    """How a product with 4-bit integers in groups sums K, padded to `width`: in `chunks`, those in `parts`; what takes one or two rows, where
+    there is such a kernel; and its tiles for growing numbers of rows."""
 
     width: int
     chunks: int
     parts: int
+    few: FewRows | None
     tiles: tuple[NibbleTile, ...]
 
 
@@ -141,19 +147,18 @@ def nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
         return NibbleTile(most, bn, bm, warps, _stages(target, size, stages), unroll, parts > 1 and most > 0)
 
     if target.family != "cuda":
-        return NibbleCut(width, chunks, parts, (tile(16, 64, 16, 4, 2), tile(64, 64, 64, 4, 1), tile(0, 64, 64, 4, 1)))
-    if target.generation == 100:
-        small = [tile(16, 64, 16, 4, 3)]
-    else:
+        return NibbleCut(width, chunks, parts, None, (tile(16, 64, 16, 4, 2), tile(64, 64, 64, 4, 1), tile(0, 64, 64, 4, 1)))
+    few, small = None, [tile(16, 64, 16, 4, 3)]
+    if target.generation != 100:
         depth = step // 64
         while steps % (2 * depth) == 0 and 2 * depth <= 8:
             depth *= 2
         programs = min(4, -(-4 * count // target.processors))
         registers = REGISTERS // (32 * chunks * programs) // 8 * 8
-        few = NibbleTile(2, 16, 8, chunks, depth=depth, registers=min(registers, 248), early=depth == steps)
-        small = [few, tile(8, 32, 8, 2, 4, 4), tile(16, 32, 16, 2, 4), tile(32, 64, 32, 4, 4)]
+        few = FewRows(depth, min(registers, 248), depth == steps)
+        small = [tile(8, 32, 8, 2, 4, 4), tile(16, 32, 16, 2, 4), tile(32, 64, 32, 4, 4)]
     deep = target.shared_bytes >= 160 * KiB and (parts == 1 or k > 2 * n)
-    return NibbleCut(width, chunks, parts, (*small, tile(64, 64, 64, 4, 3), tile(0, 64, 128 if deep else 64, 4, 3)))
+    return NibbleCut(width, chunks, parts, few, (*small, tile(64, 64, 64, 4, 3), tile(0, 64, 128 if deep else 64, 4, 3)))
 
 
 def _stages(target: GpuTarget, size: int, most: int) -> int:

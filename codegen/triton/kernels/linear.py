@@ -159,6 +159,12 @@ def quarters(words, ZERO: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
+def sixteen(values, TILES: tl.constexpr):
+    """A quarter of words [TILES, 256] → [TILES, 16 outputs, 16 values of K]."""
+    return tl.reshape(tl.permute(tl.reshape(values, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (TILES, 16, 16))
+
+
+@triton.jit
 def operands(words, ZERO: tl.constexpr, ASM: tl.constexpr, TILES: tl.constexpr, EACH: tl.constexpr):
     """Words [TILES, 256], each 16 outputs by 64 values of K → left operands [16·TILES, EACH] of EACH (16, 32 or 64) values of K one after the
     other. A word lies where the thread of a matrix instruction wants it: bits of its place are g·4·2·2·2 (output % 8, pair of K), k / 8,
@@ -166,10 +172,10 @@ def operands(words, ZERO: tl.constexpr, ASM: tl.constexpr, TILES: tl.constexpr, 
     a, b, c, d = quarters(words, ZERO, ASM)
     if EACH == 16:
         found = (
-            tl.reshape(tl.permute(tl.reshape(a, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
-            tl.reshape(tl.permute(tl.reshape(b, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
-            tl.reshape(tl.permute(tl.reshape(c, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
-            tl.reshape(tl.permute(tl.reshape(d, (TILES, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * TILES, 16)),
+            tl.reshape(sixteen(a, TILES), (16 * TILES, 16)),
+            tl.reshape(sixteen(b, TILES), (16 * TILES, 16)),
+            tl.reshape(sixteen(c, TILES), (16 * TILES, 16)),
+            tl.reshape(sixteen(d, TILES), (16 * TILES, 16)),
         )
     elif EACH == 32:
         first, second = tl.join(a, b), tl.join(c, d)
@@ -333,7 +339,7 @@ def few_nibbles(
         for i in tl.static_range(DEPTH):
             four = quarters(now[i], ZERO, ASM)
             for q in tl.static_range(4):
-                w = tl.reshape(tl.permute(tl.reshape(four[q], (CHUNKS, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (CHUNKS, 16, 16))
+                w = sixteen(four[q], CHUNKS)
                 if HAS_ZERO:
                     zero = tl.load(zero_ptr + g_at + ((step + i) * 64 + q * 16) // GROUP * N)
                     w = w - (zero * UNIT).to(tl.bfloat16)[:, :, None]
