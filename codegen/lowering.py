@@ -17,6 +17,7 @@ from ..compiler.ir.ops.full import Full
 from ..compiler.ir.ops.gather import Gather
 from ..compiler.ir.ops.index_select import IndexSelect
 from ..compiler.ir.ops.iota import Iota
+from ..compiler.ir.ops.linear import Linear
 from ..compiler.ir.ops.matmul import Matmul
 from ..compiler.ir.ops.permute import Permute
 from ..compiler.ir.ops.pointwise import Pointwise
@@ -233,6 +234,14 @@ class Lowering(ABC):
             found = layout.rows()
             assert found is not None
         return (layout, *found)
+
+    def linear_operands(self, node: Node) -> dict[str, Value]:
+        """A linear's operands by name; raises UnsupportedError where its weight is computed."""
+        assert isinstance(node.op, Linear)
+        at = {name: node.inputs[i] for name, i in node.op.operands.items()}
+        if at["weight"].name not in self.static:
+            raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
+        return at
 
     def scheme_of(self, weight: Value, text: str) -> Scheme:
         """A product's scheme: as the graph says it, or its weight's dtype. With bfloat16 weights activations are bfloat16 unless it says more."""

@@ -172,10 +172,8 @@ class CpuLowering(Lowering):
     def lower_linear(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Linear)
-        at = {name: node.inputs[i] for name, i in op.operands.items()}
+        at = self.linear_operands(node)
         weight = at["weight"]
-        if weight.name not in self.static:
-            raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
         scheme = self.scheme_of(weight, op.scheme)
         kind = kind_of(scheme)
         x, rows, ldx, offset = self.rows(at["x"])

@@ -287,10 +287,8 @@ class ProductLowering(PlanLowering):
     def lower_linear(self, node: Node) -> None:
         op = node.op
         assert isinstance(op, Linear)
-        at = {name: node.inputs[i] for name, i in op.operands.items()}
+        at = self.linear_operands(node)
         weight = at["weight"]
-        if weight.name not in self.static:
-            raise UnsupportedError(f"a linear with a computed weight ({node.scope})", node.source)
         scheme, rounding, read = self._reads(op, weight)
         gated = "halves" if op.gated else ""
         n, k = weight.type.shape
