@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-formats test-interop lint types imports docs-check bench bench-quant sweep plans sanitize gpu-prepare gpu-check gpu-bench clean help
+.PHONY: demo test test-formats test-interop lint types imports docs-check bench bench-growth bench-quant sweep plans sanitize gpu-prepare gpu-check gpu-bench clean help
 
 help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
 	@echo "make test   run the whole test suite"
 	@echo "make lint types imports docs-check   the other checks of .ci/run"
 	@echo "make bench  compare with llama.cpp, OpenVINO, onnxruntime-genai, vLLM and transformers on this machine (installs them first)"
+	@echo "make bench-growth   rates against context, prompt length and requests at once, beside their floors, plotted"
 	@echo "make bench-quant   quality and time of the quantization algorithms, beside other tools' (BENCH_ARGS='--tool gptqmodel=PYTHON')"
 	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
 	@echo "make plans  what large models need, from their configurations alone"
@@ -92,6 +93,9 @@ plans: $(STAMP)
 
 bench: $(STAMP) $(MODEL)
 	$(BIN)/python -m benchmarks.compare $(MODEL) --out benchmarks/results
+
+bench-growth: $(STAMP) $(MODEL)
+	$(BIN)/python -m benchmarks.growth $(MODEL)
 
 CALIBRATION ?= $(firstword $(wildcard ../shared/data/calib.txt) quant/data/calibration.txt)
 JUDGED ?= $(firstword $(wildcard ../shared/data/eval.txt) README.md)

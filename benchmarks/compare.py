@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def prepared(peer: Peer, python: Path, source: Path, work: Path, name: str) -> P
     """A peer's model for a row, made once."""
     stem, dot, suffix = peer.models[name].partition(".")
     kind = stem.partition("-")[2] or stem
-    model = work / f"{stem.replace('/', '-').replace(':', '-')}{dot}{suffix}"
+    model = work / f"{slug(stem)}{dot}{suffix}"
     if model.exists():
         return model
     given = source
@@ -116,13 +117,22 @@ def prepared(peer: Peer, python: Path, source: Path, work: Path, name: str) -> P
         given = work / f"{kind}.gguf"
     elif peer.given != "source":
         quant = "bf16" if peer.given == "bf16" else kind
-        given = work / f"export-{quant.replace('/', '-').replace(':', '-')}"
+        given = work / f"export-{slug(quant)}"
         if not given.exists():
             tool = str(Path(sys.executable).parent / "llmc")
             form = "dense" if quant == "bf16" else "compressed-tensors"
             subprocess.run([tool, "export", str(given), "--from", str(source), "--format", form, "--quant", quant], check=True)
     subprocess.run(peer.worker(python, "prepare", str(given), kind, str(model)), check=True)
     return model
+
+
+def slug(text: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower())
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -190,7 +200,7 @@ def main() -> int:
     for name, scheme in ROWS:
         if options.scheme and scheme not in options.scheme:
             continue
-        artifact = work / f"{scheme.replace(':', '-').replace('/', '-')}.llmc"
+        artifact = work / f"{slug(scheme)}.llmc"
         print(f"compiling {scheme} …", file=sys.stderr)
         llmc.compile(options.source, artifact, quant=scheme, target="cpu:native", force=True)
         there = {peer: python for peer, python in peers.items() if name in peer.models}
@@ -214,12 +224,11 @@ def main() -> int:
         engines: dict[str, Any] = {e: {k: summary([m[k] for m in cells]) for k in keys} for e, cells in found.items()}
         decode, floor = (statistics.median(m[k] for m in mine) for k in ("decode", "floor"))
         rows.append({"name": name, "scheme": scheme, "engines": {**engines, **failed}, "decode_of_floor": decode / floor})
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True).stdout.strip()
     result = {
         "machine": machine(),
         "threads": options.threads,
         "reps": options.reps,
-        "commit": commit,
+        "commit": commit(),
         "peers": {peer.name: list(peer.requirements) for peer in peers},
         "date": datetime.date.today().isoformat(),
         "ceilings": ceilings,
@@ -228,7 +237,7 @@ def main() -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     level = result["machine"]["levels"][0]
-    stem = out / f"{result['date']}-smollm2-{level}"
+    stem = out / f"{result['date']}-{slug(Path(options.source).name.split('.')[0])}-{level}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(result))
     print(table(result))

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import machine
+from benchmarks.compare import commit, machine
 
 KEEP = ("--scheme", "lm_head=bf16", "--scheme", "*embed_tokens=bf16")
 OURS = (
@@ -127,7 +127,7 @@ def main() -> None:
     rows += [{"scheme": s, "algorithm": a, "options": []} for s, a in THEIRS]
     result = {
         "machine": machine(), "model": Path(given.model).name, "calibration": Path(given.calibration).name, "texts": counts,
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(), "rows": [],
+        "commit": commit(), "rows": [],
     }  # fmt: skip
     key_of = lambda row: (row["scheme"], row["algorithm"], tuple(row["options"]))  # noqa: E731
     done = {key_of(row): row for row in old if "error" not in row}

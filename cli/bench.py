@@ -78,14 +78,18 @@ def _show(result: dict[str, Any]) -> None:
     )
     for row in result["concurrent"]:
         click.echo(
-            f"{row['n']:4} at once     {figure(row['output_tok_s'], 'tok/s')}  first token p50 {row['ttft_p50_s']['median']:.3f} s, between tokens p50 {1000 * row['itl_p50_s']['median']:.1f} ms, p99 {1000 * row['itl_p99_s']['median']:.1f} ms"
+            f"{row['n']:4} at once     {figure(row['output_tok_s'], 'tok/s')}  {100 * row['output_tok_s']['median'] / row['floor_tok_s']:.0f} % of the floor, first token p50 {row['ttft_p50_s']['median']:.3f} s, between tokens p50 {1000 * row['itl_p50_s']['median']:.1f} ms, p99 {1000 * row['itl_p99_s']['median']:.1f} ms"
         )
     click.echo(f"start to first   {figure(result['start_to_first_token_s'], 's')}")
     click.echo(f"peak memory      {result['peak_rss_bytes']['median'] / 2**20:10.1f} MiB")
     click.echo(
         f"ceilings here    read {ceilings['read_gb_s']:.1f} GB/s, int8 {ceilings['int8_gop_s']:.0f} GOP/s, bf16 {ceilings['bf16_gflop_s']:.0f} GFLOP/s"
     )
+    work = ""
     for row in result.get("profile", []):
+        if row["work"] != work:
+            work = row["work"]
+            click.echo(f"\n{work}, a step:")
         click.echo(
             f"{row['share'] * 100:5.1f} %  {row['seconds'] * 1e6:9.1f} us  {row['fraction_of_floor'] * 100:4.0f} % of floor  {row['kernel']}"
         )

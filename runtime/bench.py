@@ -75,7 +75,9 @@ def run_bench(
             "artifact": os.path.basename(path), "target": model.config.target, "isa": model.executor.level, "threads": model.config.threads,
             "prefill_tok_s": figure(prefill), "decode_tok_s": figure(decode), "concurrent": concurrent,
         }  # fmt: skip
-        result["floor"] = _floor(model, settings, ceilings)
+        result["floor"] = _floors(model, settings, ceilings)
+        for row in concurrent:
+            row["floor_tok_s"] = _concurrent_floor(model, row["n"], settings, ceilings)
         result["ceilings"] = ceilings
         if settings.profile:
             result["profile"] = _profile(model, model.executor, settings, rng, ceilings)
@@ -149,59 +151,133 @@ def _rate(kernel: dict[str, Any], ceilings: dict[str, float]) -> float:
     return 1e9 * (ceilings["int8_gop_s"] if kernel["kernel"] in ("linear_d4", "linear_d8") else ceilings["bf16_gflop_s"])
 
 
-def _floor(model: Model, settings: BenchSettings, ceilings: dict[str, float]) -> Figure:
-    """Rates if only the floor's time were spent: decode reads weights and cache once a token, prefill computes."""
-    kernels = [k for k in _kernels(model) if k["weight_bytes"]]
-    weights = sum(k["calls"] * k["weight_bytes"] for k in kernels)
-    middle = settings.prompt_len + settings.gen_len / 2
-    decode = (weights + cache_bytes_read(model.artifact.manifest, int(middle))) / (ceilings["read_gb_s"] * 1e9)
-    head = [k for k in kernels if "lm_head" in k["name"]]
-    body = sum(k["calls"] * k["operations"] / _rate(k, ceilings) for k in kernels if k not in head)
-    return {"decode_tok_s": 1 / decode, "prefill_tok_s": 1 / max(body, 1e-12)}
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What a step does: positions that it computes, rows of logits, bytes of cache that it reads, and pairs of a query and a position."""
+
+    tokens: float
+    rows: float
+    cached: float
+    pairs: float
+
+
+def _load_of(model: Model, tokens: float, rows: float, contexts: float) -> _Load:
+    """Of a step with so many rows, each of a sequence of so many positions: `tokens` equal to `rows` decode, more read a prompt."""
+    one = cache_bytes_read(model.artifact.manifest, int(contexts))
+    return _Load(tokens, rows, rows * one, tokens * (contexts if tokens == rows else contexts / 2))
+
+
+def _kernel_floors(model: Model, load: _Load, ceilings: dict[str, float]) -> list[tuple[float, float, float]]:
+    """(bytes, operations, seconds) that a step needs at least, for each kernel."""
+    kernels = _kernels(model)
+    attentions = sum(k["calls"] for k in kernels if "operations_a_position" in k)
+    floors = []
+    for kernel in kernels:
+        read, operations = (
+            kernel["weight_bytes"],
+            kernel["operations"] * (load.rows if "lm_head" in kernel["name"] else load.tokens),
+        )
+        if "operations_a_position" in kernel:
+            read, operations = read + load.cached / attentions, operations + kernel["operations_a_position"] * load.pairs
+        seconds = max(read / (ceilings["read_gb_s"] * 1e9), operations / _rate(kernel, ceilings))
+        floors.append((kernel["calls"] * read, kernel["calls"] * operations, kernel["calls"] * seconds))
+    return floors
+
+
+def _floor(model: Model, load: _Load, ceilings: dict[str, float]) -> float:
+    """Seconds that a step needs at least."""
+    return max(1e-12, sum(seconds for _, _, seconds in _kernel_floors(model, load, ceilings)))
+
+
+def _floors(model: Model, settings: BenchSettings, ceilings: dict[str, float]) -> Figure:
+    """Rates if only the floor's time were spent."""
+    decode = _floor(model, _load_of(model, 1, 1, settings.prompt_len + settings.gen_len / 2), ceilings)
+    prefill = _floor(model, _load_of(model, settings.prompt_len, 1, settings.prompt_len), ceilings)
+    return {"decode_tok_s": 1 / decode, "prefill_tok_s": settings.prompt_len / prefill}
+
+
+def _concurrent_floor(model: Model, n: int, settings: BenchSettings, ceilings: dict[str, float]) -> float:
+    """Output tokens a second if n requests at once took only the floor's time."""
+    prompt, generate = settings.concurrent_prompt_len, settings.concurrent_gen_len
+    prefill = _floor(model, _load_of(model, n * prompt, n, prompt), ceilings)
+    return n * generate / (prefill + (generate - 1) * _floor(model, _load_of(model, n, n, prompt + generate / 2), ceilings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is profiled: so many requests of so many tokens, and either the steps that read them or those that generate."""
+
+    name: str
+    requests: int
+    prompt: int
+    prefill: bool = False
 
 
 def _profile(
     model: Model, executor: CpuExecutor, settings: BenchSettings, rng: np.random.Generator, ceilings: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Kernels of decode steps: seconds a step, share, and the fraction of the floor that bytes or operations give."""
-    engine = model.new_engine()
-    params = model.params(max_tokens=settings.gen_len, temperature=0.0, ignore_eos=True)
-    engine.submit(Request(_ids(model, rng, settings.prompt_len), params, lambda e: None))
-    while engine.counters.generated_tokens == 0:
-        engine.step()
-    executor.profile(True)
-    steps, start = 0, time.perf_counter()
-    while not engine.idle:
+    """Kernels of prefill, of decode, and of each number of requests at once: seconds a step, share, and the fraction of the floor that
+    bytes or operations give."""
+    works = [_Work("prefill", 1, settings.prompt_len, True), _Work("decode", 1, settings.prompt_len)]
+    works += [_Work(f"{n} at once", n, settings.concurrent_prompt_len) for n in settings.concurrency if n > 1]
+    return [row for work in works for row in _profile_work(model, executor, work, settings, rng, ceilings)]
+
+
+def _profile_work(
+    model: Model,
+    executor: CpuExecutor,
+    work: _Work,
+    settings: BenchSettings,
+    rng: np.random.Generator,
+    ceilings: dict[str, float],
+) -> list[dict[str, Any]]:
+    engine, begun = model.new_engine(), set[int]()
+    generate = 2 if work.prefill else settings.gen_len if work.requests == 1 else settings.concurrent_gen_len
+    params = model.params(max_tokens=max(generate, 2), temperature=0.0, ignore_eos=True)
+    for i in range(work.requests):
+        engine.submit(Request(_ids(model, rng, work.prompt), params, lambda event, i=i: begun.add(i)))  # type: ignore[misc]
+    executor.profile(work.prefill)
+    start, steps = time.perf_counter(), 0
+    while len(begun) < work.requests:
         engine.step()
         steps += 1
+    if not work.prefill:
+        executor.profile(True)
+        start, steps = time.perf_counter(), 0
+        while not engine.idle:
+            engine.step()
+            steps += 1
     wall = time.perf_counter() - start
     executor.profile(False)
+    while not engine.idle:
+        engine.step()
+    n = work.requests
+    if work.prefill:
+        load = _load_of(model, n * work.prompt, n, work.prompt)
+        load = _Load(load.tokens / steps, load.rows / steps, load.cached / steps, load.pairs / steps)
+    else:
+        load = _load_of(model, n, n, work.prompt + generate / 2)
     rows, inside = [], 0.0
-    for kernel, (name, seconds, _) in zip(_kernels(model), executor.profiled(), strict=True):
+    floors = _kernel_floors(model, load, ceilings)
+    for kernel, floor, (name, seconds, _) in zip(_kernels(model), floors, executor.profiled(), strict=True):
         inside += seconds
-        floor = kernel["calls"] * max(
-            kernel["weight_bytes"] / (ceilings["read_gb_s"] * 1e9), kernel["operations"] / _rate(kernel, ceilings)
-        )
         rows.append(
             {
+                "work": work.name,
                 "kernel": f"{name} {kernel['scheme']}".strip(),
                 "seconds": seconds / steps,
                 "share": seconds / wall,
-                "bytes": kernel["calls"] * kernel["weight_bytes"],
-                "operations": kernel["calls"] * kernel["operations"],
-                "fraction_of_floor": floor / (seconds / steps) if seconds else 0.0,
+                "bytes": round(floor[0]),
+                "operations": round(floor[1]),
+                "fraction_of_floor": floor[2] / (seconds / steps) if seconds else 0.0,
             }
         )
-    rows.append(
-        {
-            "kernel": "outside the step: scheduling, sampling, Python",
-            "seconds": (wall - inside) / steps,
-            "share": (wall - inside) / wall,
-            "bytes": 0,
-            "operations": 0,
-            "fraction_of_floor": 0.0,
-        }
-    )
+    outside = {
+        "kernel": "outside the step: scheduling, sampling, Python",
+        "seconds": (wall - inside) / steps,
+        "share": 1 - inside / wall,
+    }
+    rows.append({"work": work.name, **outside, "bytes": 0, "operations": 0, "fraction_of_floor": 0.0})
     return sorted(rows, key=lambda r: -float(r["seconds"]))
 
 

@@ -31,7 +31,7 @@ class Executor(Protocol):
     def copy_state(self, source: int, target: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenEvent:
     """A token of choice `index`: the text that it makes certain (None without a tokenizer), and its log-probability if asked for."""
 

@@ -36,9 +36,10 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SamplingRow:
-    """One row of a step to draw from: the settings as the kernel takes them. Arrays are int32 (bias float32)."""
+    """One row of a step to draw from: the settings as the kernel takes them. Arrays are int32 (bias float32). Not frozen: one is made
+    for each token, and freezing doubles that."""
 
     row: int
     temperature: float
@@ -56,7 +57,7 @@ class SamplingRow:
     bias: npt.NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
     """A sampled token; its log-probability and the most likely alternatives when they were asked for."""
 

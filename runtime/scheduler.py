@@ -6,6 +6,7 @@ Chunked prefill, continuous batching and recompute after preemption all follow f
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .sequence import Sequence, State
 from .states import StatePool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """A sequence's part of a step: `count` tokens from position `start`; logits of the last `rows` of them."""
 
@@ -30,7 +31,7 @@ class Slice:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """What one call of the executor computes."""
 
@@ -243,24 +244,21 @@ class Scheduler:
         return last if last is not asking and (-last.priority, last.number) > (-asking.priority, asking.number) else None
 
     def _batch(self, slices: list[Slice]) -> Batch:
-        counts = [s.count for s in slices]
-        start = np.zeros(len(slices) + 1, np.int32)
-        np.cumsum(counts, out=start[1:])
-        total = int(start[-1])
-        ids, positions = np.empty(total, np.int32), np.empty(total, np.int32)
-        width = max(-(-(s.start + s.count) // BLOCK) for s in slices)
+        ends = list(itertools.accumulate([part.count for part in slices], initial=0))
+        ids, positions = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.int32)
+        width = max([part.start + part.count + BLOCK - 1 for part in slices]) // BLOCK
         tables = np.zeros((len(self.pool.reaches), len(slices), width), np.int32)
         rows: list[int] = []
         for i, part in enumerate(slices):
-            a, b = int(start[i]), int(start[i + 1])
-            ids[a:b] = part.sequence.tokens[part.start : part.start + part.count]
-            positions[a:b] = np.arange(part.start, part.start + part.count)
-            held = min(part.sequence.held, width)
-            tables[:, i, :held] = part.sequence.blocks[:, :held]
-            rows.extend(range(b - part.rows, b))
-        pos = np.array([s.start for s in slices], np.int32)
-        slots = np.array([s.sequence.slot for s in slices], np.int32)
-        return Batch(ids, positions, start, pos, tables, np.array(rows, np.int32), slots)
+            sequence, begin, count, end = part.sequence, part.start, part.count, ends[i + 1]
+            ids[end - count : end] = sequence.span(begin, count)
+            positions[end - count : end] = begin if count == 1 else np.arange(begin, begin + count)
+            held = min(sequence.held, width)
+            tables[:, i, :held] = sequence.blocks[:, :held]
+            rows.extend(range(end - part.rows, end))
+        pos = np.array([part.start for part in slices], np.int32)
+        slots = np.array([part.sequence.slot for part in slices], np.int32)
+        return Batch(ids, positions, np.array(ends, np.int32), pos, tables, np.array(rows, np.int32), slots)
 
     def check_integrity(self) -> None:
         """Assert that every block's users are exactly the sequences that hold it."""

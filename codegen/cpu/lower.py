@@ -47,6 +47,7 @@ class Call:
     scheme: str = ""
     weight_bytes: int = 0
     operations: int = 0
+    operations_a_position: int = 0
     reason: str = ""
 
 
@@ -474,10 +475,10 @@ attend_{self.kv_kind}(s, tid, &a);"""
         share = heads // groups
         limits = self.limits
         limits["dk"], limits["dv"] = max(limits["dk"], -(-dk // 32) * 32), max(limits["dv"], -(-dv // 16) * 16)
-        limits["attention_rows"] = max(limits["attention_rows"], share if share >= 32 else 32)
+        limits["attention_rows"] = max(limits["attention_rows"], -(-share // 32) * 32)
         limits["turned_bytes"] = max(limits["turned_bytes"], 4 * BLOCK * -(-dv // 16) * 16 if within else 0)
         limits["partial_bytes"] = max(limits["partial_bytes"], heads * (-(-dv // 16) * 16 + 2) * 4)
-        self.call(node, f"attend_{self.kv_kind}", code, pointers)
+        self.call(node, f"attend_{self.kv_kind}", code, pointers, operations_a_position=2 * heads * (dk + dv))
 
     def _begins_with(self, whole: Value, part: Value) -> bool:
         """Whether a value's last dimension begins with another value, whole."""

@@ -108,15 +108,15 @@ def render(
         "halves": sorted(kinds["halves"]),
         "level_tables": LEVEL_TABLES,
         "dot_tables": DOT_TABLES,
+        "group_rows": (1, 2, 3, 4, 5, 6),
     }
-    attention = templates.get_template("attention.c.j2").render(kv_kinds=sorted(kinds["kv"]))
-    kv = sorted(kinds["kv"] - {"f32"})
+    caches = {"kv_kinds": sorted(kinds["kv"]), "kv_rows": (1, 2, 3, 4)}
     limits, places = lowered.limits, place_caches(lowered.caches, tables)
     step = templates.get_template("step.c.j2").render(
         **common,
         amx_kinds=AMX_KINDS,
-        linear_source=templates.get_template("linear.c.j2").render(**common, **numbers_of, kv_only=kv),
-        attention_source=attention,
+        linear_source=templates.get_template("linear.c.j2").render(**common, **numbers_of, **caches),
+        attention_source=templates.get_template("attention.c.j2").render(**caches),
         table_kinds=sorted(kinds["table"]),
         experts_kinds=sorted(kinds["experts"]),
         heads_kinds=sorted(kinds["heads"]),
@@ -174,6 +174,7 @@ def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, A
                     "calls": 0,
                     "modules": [],
                     "reason": call.reason,
+                    **({"operations_a_position": call.operations_a_position} if call.operations_a_position else {}),
                 }
             )
         kernel = kernels[numbers[call.code]]

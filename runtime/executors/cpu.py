@@ -24,7 +24,7 @@ ABI = 5
 Ints = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """A step's tokens, packed: all arrays int32.
 
@@ -177,22 +177,23 @@ class CpuExecutor:
         count = len(rows)
         raw = (_Sampling * count)(*[_row(r) for r in rows])
         tokens = np.empty(count, np.int32)
-        probabilities = np.empty(count, np.float32)
-        top_ids, top_values = np.empty((count, max(top, 1)), np.int32), np.empty((count, max(top, 1)), np.float32)
         wanted = logprobs or top > 0
+        if not wanted:
+            self._library.llmc_sample(self._step, raw, count, self.vocabulary, tokens.ctypes.data, None, 0, None, None)
+            return [Draw(t) for t in tokens.tolist()]
+        top_ids, top_values = np.empty((count, max(top, 1)), np.int32), np.empty((count, max(top, 1)), np.float32)
+        probabilities = np.empty(count, np.float32)
         self._library.llmc_sample(
             self._step,
             raw,
             count,
             self.vocabulary,
             tokens.ctypes.data,
-            probabilities.ctypes.data if wanted else None,
+            probabilities.ctypes.data,
             top,
             top_ids.ctypes.data,
             top_values.ctypes.data,
         )
-        if not wanted:
-            return [Draw(t) for t in tokens.tolist()]
         return [
             Draw(
                 int(tokens[i]),

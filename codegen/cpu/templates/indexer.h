@@ -55,11 +55,18 @@ static int index_blocks(const indexer *f, const int32_t *table, int t, int p, in
     uint32_t least = 0;                /* what a further position must exceed: it comes after all that are kept */
     for (int b = first; b < last; b++) {
         char *block = kv_block(f->cache, table[b]);
-        for (int j = 0; j < f->heads; j += 4) {
-            const int mr = f->heads - j < 4 ? f->heads - j : 4;
-            const float *x[4]; float *o[4];
-            for (int r = 0; r < 4; r++) { x[r] = q + (size_t)(j + (r < mr ? r : 0)) * ldq; o[r] = score + (size_t)(j + (r < mr ? r : 0)) * KV_BLOCK; }
-            scores_f32(block, x, mr, f->width, o);
+        for (int j = 0, mr; j < f->heads; j += mr) {
+            const float *x = q + (size_t)j * ldq;
+            v16 out[4][2];
+            switch (mr = even_share(f->heads - j, ROWS_AT_ONCE)) {
+            case 1: products_f32_1(block, x, ldq, f->width, out); break;
+            case 2: products_f32_2(block, x, ldq, f->width, out); break;
+#if ROWS_AT_ONCE > 2
+            case 3: products_f32_3(block, x, ldq, f->width, out); break;
+            case 4: products_f32_4(block, x, ldq, f->width, out); break;
+#endif
+            }
+            for (int r = 0; r < mr; r++) for (int h = 0; h < 2; h++) store16(score + (size_t)(j + r) * KV_BLOCK + 16 * h, out[r][h]);
         }
         for (int h = b * KV_BLOCK; h < (b + 1) * KV_BLOCK && h <= p; h += 16) {
             v16 sum = splat(0.0f);

@@ -14,7 +14,7 @@ typedef struct {
     const int32_t *bias_ids; const float *bias; int32_t bias_count, unused;
 } sampling;
 
-typedef struct { step *s; const sampling *rows; const float *logits; int count, vocabulary; int32_t *tokens; float *logprobs; int top; int32_t *top_ids; float *top_logprobs; } sample_job;
+typedef struct { step *s; const sampling *rows; const float *logits; int count, vocabulary; int32_t *tokens; float *logprobs; int top; int32_t *top_ids; float *top_logprobs; int next; } sample_job;
 typedef struct { step *s; const float *logits; const int32_t *targets; int count, vocabulary; float *logprobs; } score_job;
 
 INLINE uint64_t mix64(uint64_t x) { /* SplitMix64's finalizer */
@@ -131,12 +131,14 @@ static int draw(const sampling *q, const float *x, int n, candidate *c) {
     for (i = m - 1; i > 0 && c[i].value == 0.0f; i--) {}
     return c[i].id;
 }
+/* One row needs no other thread, which may sleep. */
+INLINE int next_row(sample_job *job) { return job->count == 1 ? job->next++ : next_piece(&job->s->threads, 1); }
 static void sample_rows(void *raw, int tid) {
     sample_job *job = raw;
     const int n = job->vocabulary;
     float *x = NULL; candidate *c = NULL; uint8_t *seen = NULL;
     (void)tid;
-    for (int i = next_piece(&job->s->threads, 1); i < job->count; i = next_piece(&job->s->threads, 1)) {
+    for (int i = next_row(job); i < job->count; i = next_row(job)) {
         const sampling *q = &job->rows[i];
         const float *raw_row = job->logits + (size_t)q->row * (size_t)n, *row = raw_row;
         const int changed = q->bias_count || q->repetition != 1.0f || q->presence != 0.0f || q->frequency != 0.0f;

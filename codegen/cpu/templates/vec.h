@@ -43,8 +43,13 @@ INLINE v16 fma16(v16 a, v16 b, v16 c) {
     return r;
 #endif
 }
+#if defined(__AVX512F__) /* the same, NaN and signed zeros included */
+INLINE v16 max16(v16 a, v16 b) { return (v16)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE v16 min16(v16 a, v16 b) { return (v16)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE v16 max16(v16 a, v16 b) { return (v16)((((u16v)(a > b)) & (u16v)a) | (~((u16v)(a > b)) & (u16v)b)); }
 INLINE v16 min16(v16 a, v16 b) { return (v16)((((u16v)(a < b)) & (u16v)a) | (~((u16v)(a < b)) & (u16v)b)); }
+#endif
 INLINE v16 select16(i16v mask, v16 a, v16 b) { return (v16)(((u16v)mask & (u16v)a) | (~(u16v)mask & (u16v)b)); }
 INLINE v16 abs16(v16 a) { return (v16)((u16v)a & 0x7fffffffu); }
 
@@ -59,6 +64,8 @@ INLINE v16 round_bf16(v16 x) {
     u16v r = (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
     return select16((i16v)(x == x), (v16)r, x);
 }
+/* Sixteen floats that are exact in bfloat16. */
+INLINE void narrow16(uint16_t *to, v16 v) { h16v h = __builtin_convertvector((u16v)v >> 16, h16v); memcpy(to, &h, 32); }
 INLINE uint16_t bf16_bits(float x) {
     uint32_t u; memcpy(&u, &x, 4);
     if (x != x) return (uint16_t)((u >> 16) | 0x40);
@@ -92,9 +99,13 @@ INLINE v16 exp16(v16 x) {
     p = fma16(p, r, splat(1.6666665459e-1f));
     p = fma16(p, r, splat(5.0000001201e-1f));
     p = fma16(p, r * r, r) + splat(1.0f);
+#if defined(__AVX512F__)
+    return (v16)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     /* 2^n in two steps, so that results below 2^-126 are right too */
     i16v k = to_int16(n), half = k >> 1;
     return p * (v16)((half + 127) << 23) * (v16)((k - half + 127) << 23);
+#endif
 }
 INLINE v16 log16(v16 x) { /* x > 0; 0 gives -inf, negative gives NaN */
     v16 tiny = (v16)(x < splat(1.17549435e-38f));
