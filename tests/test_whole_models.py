@@ -81,6 +81,8 @@ def test_no_schedule_changes_a_bit(key, checkpoint, artifact, random):
         ("qwen3", {"kv_dtype": "fp8"}),
         ("gpt_neox", {"kv_dtype": "f16"}),
         ("qwen3", {"dtype": "bf16"}),
+        ("gpt_oss", {"dtype": "bf16"}),
+        ("glm_moe_dsa", {"dtype": "bf16"}),
     ],
     ids=str,
 )

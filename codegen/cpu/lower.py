@@ -79,6 +79,8 @@ class CpuLowering(Lowering):
     def __init__(self, graph: Graph, kv_kind: str) -> None:
         super().__init__(graph)
         self.kv_kind = KV_KINDS[kv_kind]
+        linears = ((node, node.op) for node in graph.nodes if isinstance(node.op, Linear))
+        self.bf16_products = any(self.scheme_of(node.inputs[1], op.scheme).activations == "bf16" for node, op in linears)
         self.calls: list[Call] = []
         self.caches: list[Cache] = []
         self.states: list[int] = []
@@ -466,7 +468,7 @@ heads_{kind.name}(s, tid, (int)({c_dim(rows)}), &w, {count}, {_codes_bytes(n, k,
             for i, (n, s) in enumerate(zip("qkv", (q, k, v), strict=True), 1)
         )
         code = f"""attention a = {{.cache = @0, {sides}, .out = @4{"".join(", " + e for e in extra)},
-    .heads = {heads}, .groups = {groups}, .dk = {dk}, .dv = {dv}, .pairs = {pairs}, .interleaved = {int(op.interleaved)}, .offset = {op.offset}, .window = {op.window}, .chunk = {op.chunk}, .causal = 1, .within = {int(within)},
+    .heads = {heads}, .groups = {groups}, .dk = {dk}, .dv = {dv}, .pairs = {pairs}, .interleaved = {int(op.interleaved)}, .offset = {op.offset}, .window = {op.window}, .chunk = {op.chunk}, .causal = 1, .within = {int(within)}, .dots = {int(self.bf16_products)},
     .scale = {float(op.scale).hex()}f, .softcap = {float(op.softcap).hex()}f, .eps = {float(op.eps).hex()}f, .k_scale = {float(op.k_scale).hex()}f, .v_scale = {float(op.v_scale).hex()}f}};
 attend_{self.kv_kind}(s, tid, &a);"""
         if not op.causal:

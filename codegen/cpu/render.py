@@ -109,6 +109,7 @@ def render(
         "level_tables": LEVEL_TABLES,
         "dot_tables": DOT_TABLES,
         "group_rows": (1, 2, 3, 4, 5, 6),
+        "dot_rows": (1, 2, 3, 4, 6, 12),
     }
     caches = {"kv_kinds": sorted(kinds["kv"]), "kv_rows": (1, 2, 3, 4)}
     limits, places = lowered.limits, place_caches(lowered.caches, tables)

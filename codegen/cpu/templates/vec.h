@@ -66,6 +66,7 @@ INLINE v16 round_bf16(v16 x) {
 }
 /* Sixteen floats that are exact in bfloat16. */
 INLINE void narrow16(uint16_t *to, v16 v) { h16v h = __builtin_convertvector((u16v)v >> 16, h16v); memcpy(to, &h, 32); }
+INLINE void narrow(const float *x, int n, uint16_t *to) { for (int i = 0; i < n; i += 16) narrow16(to + i, load16(x + i)); } /* n of them, a multiple of 16 */
 INLINE uint16_t bf16_bits(float x) {
     uint32_t u; memcpy(&u, &x, 4);
     if (x != x) return (uint16_t)((u >> 16) | 0x40);
