@@ -132,7 +132,7 @@ def prepared(peer: Peer, python: Path, source: Path, work: Path, name: str) -> P
 
 def slug(text: str) -> str:
     """A name as part of a file's."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower())
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower())
 
 
 def commit() -> str:
