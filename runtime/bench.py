@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
 from .api import Model, load
 from .artifact import open_artifact
 from .config import RunConfig
@@ -54,7 +54,16 @@ def run_bench(
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     most = max((1, *settings.concurrency))
     with open_artifact(path) as artifact:  # what cannot run is refused here, not in each of the processes below
-        RunConfig.resolve(artifact, threads=threads, target=target, isa=isa, max_batch=most)
+        context = RunConfig.resolve(artifact, threads=threads, target=target, isa=isa, max_batch=most).context
+        for option, prompt, answer in (
+            ("--prompt-len", settings.prompt_len, 2),
+            ("--concurrent-prompt-len", settings.concurrent_prompt_len, 1),
+        ):
+            if prompt + answer > context:
+                raise UsageError(
+                    f"{option} {prompt} is too long: this model serves {context} positions, the answer included",
+                    f"give at most {context - answer}",
+                )
     say("start-up …")  # first, in a small process: a child's peak memory counts what its parent had when it was forked
     starts = [_cold_start(path, threads, isa) for _ in range(settings.reps + 1)][1:]
     with load(path, threads=threads, target=target, isa=isa, portable=portable, max_batch=most) as model:
@@ -173,12 +182,11 @@ def _kernel_floors(model: Model, load: _Load, ceilings: dict[str, float]) -> lis
     attentions = sum(k["calls"] for k in kernels if "operations_a_position" in k)
     floors = []
     for kernel in kernels:
-        read, operations = (
-            kernel["weight_bytes"],
-            kernel["operations"] * (load.rows if "lm_head" in kernel["name"] else load.tokens),
-        )
+        read = kernel["weight_bytes"]
+        operations = kernel["operations"] * (load.rows if "lm_head" in kernel["name"] else load.tokens)
         if "operations_a_position" in kernel:
-            read, operations = read + load.cached / attentions, operations + kernel["operations_a_position"] * load.pairs
+            read += load.cached / attentions
+            operations += kernel["operations_a_position"] * load.pairs
         seconds = max(read / (ceilings["read_gb_s"] * 1e9), operations / _rate(kernel, ceilings))
         floors.append((kernel["calls"] * read, kernel["calls"] * operations, kernel["calls"] * seconds))
     return floors
@@ -272,12 +280,17 @@ def _profile_work(
                 "fraction_of_floor": floor[2] / (seconds / steps) if seconds else 0.0,
             }
         )
-    outside = {
-        "kernel": "outside the step: scheduling, sampling, Python",
-        "seconds": (wall - inside) / steps,
-        "share": 1 - inside / wall,
-    }
-    rows.append({"work": work.name, **outside, "bytes": 0, "operations": 0, "fraction_of_floor": 0.0})
+    rows.append(
+        {
+            "work": work.name,
+            "kernel": "outside the step: scheduling, sampling, Python",
+            "seconds": (wall - inside) / steps,
+            "share": 1 - inside / wall,
+            "bytes": 0,
+            "operations": 0,
+            "fraction_of_floor": 0.0,
+        }
+    )
     return sorted(rows, key=lambda r: -float(r["seconds"]))
 
 

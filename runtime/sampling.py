@@ -39,7 +39,7 @@ class SamplingParams:
 @dataclass(slots=True)
 class SamplingRow:
     """One row of a step to draw from: the settings as the kernel takes them. Arrays are int32 (bias float32). Not frozen: one is made
-    for each token, and freezing doubles that."""
+    for each token, and a frozen one takes four times as long."""
 
     row: int
     temperature: float

@@ -251,7 +251,7 @@ class Scheduler:
         rows: list[int] = []
         for i, part in enumerate(slices):
             sequence, begin, count, end = part.sequence, part.start, part.count, ends[i + 1]
-            ids[end - count : end] = sequence.span(begin, count)
+            ids[end - count : end] = sequence.tokens[begin : begin + count]
             positions[end - count : end] = begin if count == 1 else np.arange(begin, begin + count)
             held = min(sequence.held, width)
             tables[:, i, :held] = sequence.blocks[:, :held]

@@ -64,10 +64,6 @@ class Sequence:
         """All known tokens: the prompt's and the generated ones."""
         return self._tokens[: self.known]
 
-    def span(self, start: int, count: int) -> npt.NDArray[np.int32]:
-        """`count` known tokens from `start` on."""
-        return self._tokens[start : start + count]
-
     @property
     def output(self) -> npt.NDArray[np.int32]:
         return self._tokens[self.prompt.size : self.known]

@@ -117,6 +117,7 @@ def render(
         **common,
         amx_kinds=AMX_KINDS,
         linear_source=templates.get_template("linear.c.j2").render(**common, **numbers_of, **caches),
+        int8_source=templates.get_template("linear_int8.c.j2").render(**common, **numbers_of),
         attention_source=templates.get_template("attention.c.j2").render(**caches),
         table_kinds=sorted(kinds["table"]),
         experts_kinds=sorted(kinds["experts"]),

@@ -10,7 +10,7 @@ from llmc.compiler.ir.text import parse_graph
 from llmc.runtime.artifact import Artifact
 from llmc.runtime.cpu_info import available_levels
 from llmc.toolchain.c import EMULATED_AMX, build
-from test_whole_models import draw, load, same_bits_however_computed
+from schedules import draw, load, same_bits_however_computed
 
 pytestmark = pytest.mark.skipif("x86-64-v4" not in available_levels(), reason="the emulation is built for x86-64-v4")
 

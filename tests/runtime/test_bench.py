@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from llmc.errors import UsageError
 from llmc.runtime.bench import BenchSettings, run_bench
 
 
@@ -48,3 +49,13 @@ def test_floors_are_what_cannot_be_beaten(result):
     assert set(result["floor"]) == {"decode_tok_s", "prefill_tok_s"}
     assert [row["n"] for row in result["concurrent"]] == [1, 3]
     assert all(row["floor_tok_s"] > row["output_tok_s"]["median"] > 0 for row in result["concurrent"])
+
+
+@pytest.mark.parametrize(("name", "length"), [("prompt_len", 255), ("concurrent_prompt_len", 256)])
+def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_timed(name, length, checkpoint, artifact, monkeypatch):
+    monkeypatch.setattr("llmc.runtime.bench._cold_start", lambda *given: pytest.fail("it was started"))
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} {length} is too long: this model serves 256 positions"):
+        run_bench(
+            str(artifact(checkpoint("llama"), quant="int8")),
+            BenchSettings(**{"prompt_len": 8, "concurrent_prompt_len": 8, name: length}),
+        )
