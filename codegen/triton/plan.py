@@ -68,7 +68,8 @@ class Variant:
 
 @dataclass
 class Launch:
-    """One step of the plan. `variants`, of which the first whose rows are enough runs. `when` names a condition of the step."""
+    """One step of the plan. `variants`, of which the first whose rows are enough runs. `when` names a condition of the step.
+    `stands`: "whole", it does at a step of one token what those launches do that are its "parts"."""
 
     kernel: str
     scope: str
@@ -80,6 +81,7 @@ class Launch:
     scheme: str = ""
     weight_bytes: int = 0
     operations: int = 0
+    stands: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Rows:
 
 @dataclass
 class Lowered:
-    """The plan before its kernels are compiled. `carry`: floats a token that layers before these, elsewhere, hand to them."""
+    """The plan before its kernels are compiled. `carry`: floats a token that layers before these, elsewhere, hand to them; `addresses`: arguments
+    whose addresses a kernel finds in a table."""
 
     launches: list[Launch]
     weights: list[WeightSpec]
@@ -108,6 +111,7 @@ class Lowered:
     part_floats: int
     fallbacks: list[dict[str, str]]
     carry: int = 0
+    addresses: list[list[list[Any]]] = field(default_factory=list)
 
     def slots(self) -> tuple[list[dict[str, int]], dict[int, int]]:
         """The arena's slots, in bytes a token, a row and fixed; and each buffer's."""
