@@ -151,11 +151,10 @@ class Emitted:
             }  # fmt: skip
         if self.plans:
             from .triton.build import build as build_plan
-            from .triton.build import native_sources, sources
+            from .triton.build import hip_sources, sources
 
             plans = [plan for _, plan in self.plans]
-            native = [(language, native_sources(plans, language)) for language in ("hip", "cuda")]
-            for folder, texts in (("triton", sources(plans)), *native):
+            for folder, texts in (("triton", sources(plans)), ("hip", hip_sources(plans))):
                 files.update({f"kernels/{folder}/source/{name}": text.encode() for name, text in texts.items()})
             for gpu, plan in each(self.plans, "chips"):
                 built = build_plan(plan, gpu, [names[spec.key] for spec in plan.weights], self.tables, use_cache=use_cache)

@@ -13,9 +13,7 @@ BLOCK = 32
 """Positions in a cache block."""
 SPLIT = 256
 """Attention closes its sums at positions that are multiples of this."""
-WHOLE_SPLITS = 8
-"""Splits up to which a step of one token runs all layers in one launch, where a plan has such a launch."""
-PLAN_VERSION = 5
+PLAN_VERSION = 4
 """Of a GPU's plan of launches."""
 FEW_SPLITS, SPLITS, SHORT, OTHER = 1, 2, 3, 4
 """What a step asks of a plan's attention, its symbol STEP: each split of a row on its own, of few sequences or of more; few tokens a sequence, a

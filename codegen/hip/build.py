@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..triton.target import GpuTarget
 
 TEMPLATES = Path(__file__).parent / "templates"
-HEADERS = ("gpu.h", "cuda.h", "emulator.h")
+HEADERS = ("gpu.h", "emulator.h")
 TYPES = {
     "*fp32": "float",
     "*bf16": "bf16",
@@ -66,14 +66,9 @@ def headers() -> dict[str, str]:
 
 def render(kernel: Kernel) -> str:
     """A kernel's source."""
-    return rendered(kernel, TEMPLATES, "hip")
-
-
-def rendered(kernel: Kernel, templates: Path, language: str) -> str:
-    """A kernel's source from a folder of templates, with what runs it by emulation."""
     types = [TYPES[t] for t in kernel.signature]
     arguments = ", ".join(f"argument{{p[{i}]}}" for i in range(len(types)))
-    template = environment(templates).get_template(f"{kernel.function}.{language}.j2")
+    template = environment(TEMPLATES).get_template(f"{kernel.function}.hip.j2")
     text = template.render(name=kernel.name, warps=kernel.warps, types=types, number=_number, **dict(kernel.constants))
     return f"{text}EMULATED({kernel.name}, {kernel.warps} * WAVE, {arguments})\n"
 
@@ -107,7 +102,7 @@ def _compile(kernel: Kernel, target: GpuTarget, use_cache: bool) -> bytes:
         linker.write_text(LLD.format(python=sys.executable))
         linker.chmod(0o755)
         environment = {"PATH": f"{linker.parent}:{os.environ.get('PATH', '')}", "ZIG_LOCAL_CACHE_DIR": f"{folder}/zig"}
-        run_zig(["clang", *flags, "-c", "kernel.hip", "-o", "kernel.hsaco"], folder, environment, kernel.function, target.name)
+        _run(["clang", *flags, "-c", "kernel.hip", "-o", "kernel.hsaco"], folder, environment, kernel.function, target.name)
         binary = (Path(folder) / "kernel.hsaco").read_bytes()
     if use_cache:
         keep(f"{identity}.hsaco", binary)
@@ -117,8 +112,8 @@ def _compile(kernel: Kernel, target: GpuTarget, use_cache: bool) -> bytes:
 def emulation(sources: dict[str, str]) -> str:
     """All kernels as one translation unit of C++; each is then `emulate_NAME(size, arguments)`."""
     parts = ['#define EMULATE\n#include "gpu.h"\n']
-    for i, name in enumerate(sorted(n for n in sources if not n.endswith(".h"))):
-        parts.append(f'namespace kernel{i} {{\n#undef THREADS\n#undef TOGETHER\n#define TOGETHER false\n#include "{name}"\n}}\n')
+    for i, name in enumerate(sorted(n for n in sources if n.endswith(".hip"))):
+        parts.append(f'namespace kernel{i} {{\n#undef THREADS\n#include "{name}"\n}}\n')
     return "".join(parts)
 
 
@@ -129,11 +124,11 @@ def emulated(sources: dict[str, str], wave: int) -> bytes:
             (Path(folder) / name).write_text(text)
         command = ["c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-nostdlib++", "-ffp-contract=off", "-w", f"-DWAVE={wave}"]  # fmt: skip
         environment = {"ZIG_LOCAL_CACHE_DIR": f"{folder}/zig"}
-        run_zig([*command, "main.cpp", "-o", "out.so", "-lm"], folder, environment, "the emulation", "this CPU")
+        _run([*command, "main.cpp", "-o", "out.so", "-lm"], folder, environment, "the emulation", "this CPU")
         return (Path(folder) / "out.so").read_bytes()
 
 
-def run_zig(command: Iterable[str], folder: str, environment: dict[str, str], what: str, where: str) -> None:
+def _run(command: Iterable[str], folder: str, environment: dict[str, str], what: str, where: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ziglang", *command], cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}
     )

@@ -18,7 +18,6 @@ from typing import Any
 from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
 from ...runtime.plan import PLAN_VERSION
 from ...toolchain.kernel_cache import cached, keep
-from ..cuda import build as cuda
 from ..hip import build as hip
 from ..lowering import place_caches
 from ..weights import packed_bytes
@@ -54,11 +53,10 @@ def sources(plans: Sequence[Lowered]) -> dict[str, str]:
     return modules
 
 
-def native_sources(plans: Sequence[Lowered], language: str) -> dict[str, str]:
-    """The kernels' sources in HIP or CUDA C++ and their headers, by file name; {} where no plan has any."""
-    kernels = {k.name: k for lowered in plans for k in lowered.kernels() if k.source == language}
-    render = {"hip": hip.render, "cuda": cuda.render}[language]
-    return {**hip.headers(), **{f"{name}.{language}": render(kernels[name]) for name in sorted(kernels)}} if kernels else {}
+def hip_sources(plans: Sequence[Lowered]) -> dict[str, str]:
+    """The HIP kernels' sources and their headers, by file name; {} where no plan has any."""
+    kernels = {k.name: k for lowered in plans for k in lowered.kernels() if k.source == "hip"}
+    return {**hip.headers(), **{f"{name}.hip": hip.render(kernels[name]) for name in sorted(kernels)}} if kernels else {}
 
 
 def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "alike", *, use_cache: bool = True) -> Built:
@@ -71,7 +69,6 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "
     modules = sources([lowered])
     made = compiled([k for k in kernels if k.source == "triton"], modules, target, use_cache)
     made |= hip.compiled([k for k in kernels if k.source == "hip"], target, use_cache)
-    made |= cuda.compiled([k for k in kernels if k.source == "cuda"], target, use_cache)
     files: dict[str, bytes] = {}
     listed: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {}
@@ -96,7 +93,7 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "
         facts[kernel.name] = {
             "symbol": fact["symbol"], "shared": fact["shared"], "threads": fact["warps"] * target.warp, "signature": list(kernel.signature),
             "member": f"{kernel.name}.{target.extension}", "module": kernel.module, "function": kernel.function, "constants": dict(kernel.constants), "scratch": fact["scratch"],
-            "overlaps": bool(dict(kernel.constants).get("OVERLAP")), "together": bool(dict(kernel.constants).get("TOGETHER")), "source": kernel.source,
+            "overlaps": bool(dict(kernel.constants).get("OVERLAP")), "source": kernel.source,
         }  # fmt: skip
         listed.append({
             "name": kernel.name, "kernel": kernel.function, "source": kernel.source, "bytes": len(binary), "shared_bytes": shared, "threads": fact["warps"] * target.warp,
@@ -134,13 +131,11 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
             for c, (table, region) in zip(lowered.caches, places.places, strict=True)
         ],
         "part_floats": lowered.part_floats,
-        "addresses": [[argument(a) for a in table] for table in lowered.addresses],
         "launches": [
             {
                 "kernel": launch.kernel,
                 "scope": launch.scope,
                 "when": launch.when,
-                "stands": launch.stands,
                 "rows": launch.rows,
                 "arguments": [argument(a) for a in launch.arguments],
                 "variants": [[v.most, v.kernel.name, v.grid, v.tile] for v in launch.variants],

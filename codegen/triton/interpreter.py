@@ -108,8 +108,8 @@ class InterpreterDriver:
     """A driver (runtime/drivers/driver.py) whose device is this process. `sources`: the kernels' modules by file name; `hip`: the sources of
     those in HIP C++, which are emulated with waves of `wave` lanes."""
 
-    def __init__(self, sources: dict[str, str], hip: dict[str, str] | None = None, wave: int = 64, processors: int = 0) -> None:
-        self.arch, self.processors = "interpreter", processors
+    def __init__(self, sources: dict[str, str], hip: dict[str, str] | None = None, wave: int = 64) -> None:
+        self.arch = "interpreter"
         self._emulator = Emulator(hip, wave) if hip else None
         self._held: dict[int, np.ndarray[Any, Any]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="llmc-interpret-")
@@ -145,7 +145,7 @@ class InterpreterDriver:
         self._view(target, size)[:] = self._view(source, size)
 
     def load(self, binary: bytes, facts: dict[str, Any]) -> Any:
-        if facts["source"] != "triton":
+        if facts.get("source") == "hip":
             return None, facts
         return getattr(importlib.import_module(f"llmc_kernels.{facts['module']}"), facts["function"]), facts
 

@@ -18,7 +18,6 @@ from ...compiler.ir.ops.rope_table import RopeTable
 from ...compiler.ir.types import Sym
 from ...errors import UnsupportedError
 from ...runtime.plan import BLOCK, FEW_SPLITS, SHORT, SPLIT, SPLITS
-from ..cuda.decode_layers import add_program
 from ..lowering import CARRY, Cache
 from . import generic
 from .plan import TYPES, Lowered, Variant, power
@@ -177,6 +176,4 @@ class GpuLowering(ProductLowering):
 def lower(graph: Graph, kv_kind: str, target: GpuTarget, fast: bool = False) -> Lowered:
     """Lower a graph for one kind of GPU; raises UnsupportedError naming the module and the model's source line. fast: with kernels whose bits
     depend on how many rows a step has, where there are such."""
-    lowered = GpuLowering(graph, kv_kind, target, fast).run()
-    add_program(lowered, target)
-    return lowered
+    return GpuLowering(graph, kv_kind, target, fast).run()

@@ -68,8 +68,7 @@ class Variant:
 
 @dataclass
 class Launch:
-    """One step of the plan. `variants`, of which the first whose rows are enough runs. `when` names a condition of the step.
-    `stands`: "whole", it does at a step of one token what those launches do that are its "parts"."""
+    """One step of the plan. `variants`, of which the first whose rows are enough runs. `when` names a condition of the step."""
 
     kernel: str
     scope: str
@@ -81,7 +80,6 @@ class Launch:
     scheme: str = ""
     weight_bytes: int = 0
     operations: int = 0
-    stands: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,7 @@ class Rows:
 
 @dataclass
 class Lowered:
-    """The plan before its kernels are compiled. `carry`: floats a token that layers before these, elsewhere, hand to them; `addresses`: arguments
-    whose addresses a kernel finds in a table."""
+    """The plan before its kernels are compiled. `carry`: floats a token that layers before these, elsewhere, hand to them."""
 
     launches: list[Launch]
     weights: list[WeightSpec]
@@ -111,7 +108,6 @@ class Lowered:
     part_floats: int
     fallbacks: list[dict[str, str]]
     carry: int = 0
-    addresses: list[list[list[Any]]] = field(default_factory=list)
 
     def slots(self) -> tuple[list[dict[str, int]], dict[int, int]]:
         """The arena's slots, in bytes a token, a row and fixed; and each buffer's."""

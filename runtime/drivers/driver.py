@@ -14,8 +14,6 @@ class Driver(Protocol):
     """One device. Owns its memory and modules until `close()`."""
 
     arch: str
-    processors: int
-    """How many groups of a kernel that wants all of the device can run at the same time: the multiprocessors of a CUDA device; else 0."""
 
     def allocate(self, size: int) -> int:
         """Address of `size` bytes of zeros, aligned to 256. Raises EnvironmentLacks when there is no room."""

@@ -24,7 +24,6 @@ class Names:
     functions: dict[str, str]
     major: int
     minor: int
-    processors: int
     max_shared: int
     capture_mode: int = 0
 
@@ -40,7 +39,7 @@ CUDA = Names(
         "wait": "cuStreamSynchronize", "begin": "cuStreamBeginCapture_v2", "end": "cuStreamEndCapture", "instantiate": "cuGraphInstantiateWithFlags",
         "graph": "cuGraphLaunch", "host": "cuMemHostAlloc", "free_host": "cuMemFreeHost", "error": "cuGetErrorString", "unload": "cuModuleUnload", "destroy_stream": "cuStreamDestroy_v2",
     },
-    75, 76, 16, 8,
+    75, 76, 8,
 )  # fmt: skip
 HIP = Names(
     "rocm",
@@ -53,7 +52,7 @@ HIP = Names(
         "begin": "hipStreamBeginCapture", "end": "hipStreamEndCapture", "instantiate": "hipGraphInstantiateWithFlags", "graph": "hipGraphLaunch",
         "host": "hipHostMalloc", "free_host": "hipHostFree", "error": "hipDrvGetErrorString", "unload": "hipModuleUnload", "destroy_stream": "hipStreamDestroy",
     },
-    0, 0, 0, 8,
+    0, 0, 8,
 )  # fmt: skip
 ARGUMENTS: dict[str, list[Any]] = {
     "init": [UINT], "count": [POINTER], "device": [POINTER, INT], "attribute": [POINTER, INT, INT], "retain": [POINTER, INT], "current": [POINTER], "release": [INT],
@@ -69,8 +68,6 @@ PIECE, COPIERS = 8 << 20, 4
 """Large uploads go in pieces of so many bytes through pinned memory, by so many threads: one alone copies slower than the bus."""
 PROGRAMMATIC = 6
 """CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: a kernel may begin while the one before it ends."""
-COOPERATIVE = 2
-"""CU_LAUNCH_ATTRIBUTE_COOPERATIVE: all of a kernel's groups run at the same time, or the launch fails."""
 
 
 class _Attribute(c.Structure):
@@ -164,7 +161,7 @@ class _Kernel:
     def __init__(self, function: int, facts: dict[str, Any]) -> None:
         self.function = function
         self.threads, self.shared = int(facts["threads"]), int(facts["shared"])
-        self.overlaps, self.together, self.scratch = bool(facts.get("overlaps")), bool(facts.get("together")), int(facts.get("scratch", 0))
+        self.overlaps, self.scratch = bool(facts.get("overlaps")), int(facts.get("scratch", 0))
         kinds = [c.c_uint64 if t.startswith("*") else c.c_int32 for t in facts["signature"]]
         self.values = [kind(0) for kind in (*kinds, c.c_uint64, c.c_uint64)]  # Triton's kernels take two scratch pointers more
         self.places = (POINTER * len(self.values))(*[c.addressof(v) for v in self.values])
@@ -190,13 +187,9 @@ class NativeDriver:
         self._modules: list[Any] = []
         self._scratch = 0
         self._pinned: list[tuple[int, Any]] = []
-        self._attributes = {name: _Attribute(number, 0, 1) for name, number in (("overlaps", PROGRAMMATIC), ("together", COOPERATIVE))}
-        self._config = _Config(count=1, stream=self._stream)
+        self._overlap = _Attribute(PROGRAMMATIC, 0, 1)
+        self._config = _Config(attributes=c.addressof(self._overlap), count=1, stream=self._stream)
         self._thread = threading.get_ident()
-        processors = INT()
-        if names.processors:
-            self._library.check("attribute", c.byref(processors), names.processors, self._device)
-        self.processors = processors.value
 
     def _here(self) -> Library:
         """The library, with the device current in the calling thread: the engine's is not the one that opened it."""
@@ -278,8 +271,7 @@ class NativeDriver:
             slot.value = value
         if kernel.scratch * grid[0] * grid[1] * grid[2] > SCRATCH_BYTES:
             raise EnvironmentLacks(f"a launch of {grid} programs needs more than {SCRATCH_BYTES} bytes of scratch memory")
-        if kernel.overlaps or kernel.together:
-            self._config.attributes = c.addressof(self._attributes["together" if kernel.together else "overlaps"])
+        if kernel.overlaps:
             self._config.sizes[:] = (*grid, kernel.threads, 1, 1, kernel.shared)
             self._here().check("launch_after", c.byref(self._config), kernel.function, kernel.places, None)
             return

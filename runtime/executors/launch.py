@@ -14,15 +14,13 @@ from ...errors import ArtifactError, EnvironmentLacks, LlmcError
 from .. import host_sampling
 from ..artifact import Artifact
 from ..drivers.driver import Driver, as_bytes
-from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, WHOLE_SPLITS, check_block_tables
+from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, check_block_tables
 from ..sampling import Draw, SamplingRow
 from .choose import target_entry
 from .cpu import Batch
 
 ALIGN = 256
 PART_BYTES = 64 << 20
-MEETING_BYTES = 4096
-"""Counters of a kernel whose groups wait for each other: zero between steps, or where the last step left them."""
 FEW = 8
 """Sequences up to which a step's splits are few."""
 GRAPHS = 64
@@ -92,7 +90,7 @@ class LaunchExecutor:
                 self._regions[cache["region"]] = driver.allocate(blocks * k), driver.allocate(blocks * v), k, v
         self._block_tables = 1 + max((cache["table"] for cache in self._plan["caches"]), default=0)
         check_block_tables(artifact.path.name, artifact.manifest, self._block_tables)
-        self._part, self._meeting = driver.allocate(PART_BYTES), driver.allocate(MEETING_BYTES)
+        self._part = driver.allocate(PART_BYTES)
         self._carry = driver.allocate(4 * max_tokens * carry)
         walked = [x["variants"] for x in self._plan["launches"] if any(v[3] for v in x["variants"])]
         self._tiles = {
@@ -108,9 +106,6 @@ class LaunchExecutor:
         self._draws = {name: driver.allocate(4 * size * max(max_rows, 1)) for name, size in DRAW_INPUTS.items()}
         self._graphs: dict[tuple[int, ...], Any] = {}
         self._step = [x for x in self._plan["launches"] if x["when"] not in SAMPLING]
-        wanted = [x["variants"][0][2][0][1] for x in self._step if x["stands"] == "whole"]
-        self._whole = bool(wanted) and max(wanted) <= driver.processors
-        self._addresses = [self._constant(np.array([self._value(a, {}, {}) for a in table], np.uint64)) for table in self._plan["addresses"]]
         self._sampling = {when: [x for x in self._plan["launches"] if x["when"] == when] for when in SAMPLING}
         self._greedy_rows: list[int] = []  # what `sample_rows` holds
         self._logits: npt.NDArray[np.float32] | None = None
@@ -293,15 +288,12 @@ class LaunchExecutor:
         sizes = {
             "T": int(batch.ids.size), "S": int(batch.pos.size), "R": int(batch.row_tokens.size), "BLOCKS": padded, "SPLITS": 1 if alone else splits, "STEP": shape, "1": 1,
         }  # fmt: skip
-        sizes["WHOLE"] = int(self._whole and batch.ids.size == 1 and splits <= WHOLE_SPLITS)
         sizes.update({f"TILES{size}": arrays[f"tiles{size}"].shape[0] for size in self._tiles[shape]})
         return sizes, addresses
 
     def _chosen(self, launch: dict[str, Any], sizes: dict[str, int]) -> list[Any] | None:
         """A launch's variant for a step of these sizes: most rows, kernel, grid, tile; None where the step has no use for it."""
         if launch["when"] == "split" and sizes["STEP"] > SPLITS:
-            return None
-        if launch["stands"] == ("parts" if sizes.get("WHOLE") else "whole"):
             return None
         symbol, factor = launch["rows"]
         rows = sizes[symbol] * factor
@@ -342,9 +334,7 @@ class LaunchExecutor:
         if kind == "tiles":
             return addresses["tiles"]
         if kind == "scratch":
-            return self._meeting if argument[1] == "meeting" else self._part
-        if kind == "addresses":
-            return self._addresses[argument[1]]
+            return self._part
         if kind == "output":
             return self._tokens
         if kind == "size":

@@ -33,13 +33,13 @@ def changing(i: int) -> SamplingRow:
 
 def main(path: str, target: str, out: str, seed: int) -> None:
     with open_artifact(path) as artifact:
-        triton, hip, cuda = (
+        triton, hip = (
             {m.rpartition("/")[2]: artifact.read(m).decode() for m in artifact.members if m.startswith(f"kernels/{kind}/source/")}
-            for kind in ("triton", "hip", "cuda")
+            for kind in ("triton", "hip")
         )
         count = len(reaches(artifact.manifest))
         sizes = {"max_tokens": 64, "max_sequences": 4, "max_rows": 64, "context": 256, "blocks": 16 * count}
-        driver = InterpreterDriver(triton, hip | cuda, TARGETS[target].warp)
+        driver = InterpreterDriver(triton, hip, TARGETS[target].warp)
         split = "first" in target_entry(artifact, target)
         executor = (
             SplitExecutor(artifact, target, driver, threads=2, slots=16, **sizes)

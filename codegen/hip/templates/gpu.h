@@ -1,5 +1,5 @@
-/* What the kernels' sources are written in, by clang's builtins and instructions alone: for AMD GPUs, for NVIDIA's (cuda.h), and, with EMULATE,
- * for this CPU (emulator.h). WAVE, the lanes of a wave, is given by the compiler's command line. */
+/* What the kernels' sources are written in: one source for AMD GPUs, by clang's builtins alone, and, with EMULATE, for this CPU
+ * (emulator.h). WAVE, the lanes of a wave, is given by the compiler's command line. */
 #pragma once
 typedef signed char i8;
 typedef unsigned char u8;
@@ -14,8 +14,6 @@ struct e4m3 { u8 bits; };
 
 #if defined(EMULATE)
 #include "emulator.h"
-#elif defined(__NVPTX__)
-#include "cuda.h"
 #else
 #define DEV static inline __attribute__((device, always_inline))
 #define KERNEL(threads) extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void
@@ -107,14 +105,8 @@ template <int WAVES> DEV float most_of_group(float v, float *room) {
     return v;
 }
 
-#if defined(__NVPTX__)
-DEV float power_of_two(float x) { float y; asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-DEV float quotient(float a, float b) { float y; asm("div.full.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b)); return y; }
-#else
 DEV float power_of_two(float x) { return __builtin_exp2f(x); }
-DEV float quotient(float a, float b) { return a / b; }
-#endif
-DEV float sigmoid(float x) { return quotient(1.0f, 1.0f + power_of_two(-1.4426950408889634f * x)); }
+DEV float sigmoid(float x) { return 1.0f / (1.0f + power_of_two(-1.4426950408889634f * x)); }
 /* The row of the artifact's packing that row n on the device is: see `packed_row` of the Triton kernels. */
 DEV int packed_row(int n, bool gated) {
     if (!gated) return n;
