@@ -165,7 +165,10 @@ class InterpreterDriver:
             else:
                 values.append(value)
         given = iter(values)
-        constants = {**facts["constants"], **{name: 0 for name in ("OVERLAP", "ASM", "LINES") if name in facts["constants"]}}
+        constants = {
+            **facts["constants"],
+            **{name: 0 for name in ("OVERLAP", "ASM", "LINES", "EARLY") if name in facts["constants"]},
+        }
         call = {name: constants[name] if name in constants else next(given) for name in function.arg_names}
         function[grid](**call)
 

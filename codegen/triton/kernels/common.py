@@ -28,14 +28,19 @@ def release(OVERLAP: tl.constexpr):
 
 
 @triton.jit
+def prefetch_line(at):
+    """Ask for the lines of 128 bytes at some addresses: they are on their way to the device's cache while the kernel waits for what the launches
+    before write."""
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def prefetch(base_ptr, ROW: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexpr, THREADS: tl.constexpr):
-    """Ask for LINES lines of 128 bytes a thread: from ROWS rows, ROW bytes apart, as many from the beginning of each. They are on their way to the
-    device's cache while the kernel waits for what the launches before write."""
+    """Ask for LINES lines a thread: from ROWS rows, ROW bytes apart, as many from the beginning of each."""
     lane = tl.arange(0, THREADS)
     for i in tl.static_range(LINES):
         line = i * (THREADS // ROWS) + lane // ROWS
-        at = base_ptr.to(tl.int64) + (lane % ROWS).to(tl.int64) * ROW + line * 128
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
+        prefetch_line(base_ptr.to(tl.int64) + (lane % ROWS).to(tl.int64) * ROW + line * 128)
 
 
 @triton.jit
