@@ -29,6 +29,9 @@ DTYPES = {
     "*fp8e4nv": "float8_e4m3fn",
 }
 
+OF_DEVICES = ("OVERLAP", "ASM", "LINES", "EARLY")
+"""Constants of kernels that ask for what only a device has."""
+
 
 def interpret() -> None:
     """Turn this process into one that interprets Triton. Raises EnvironmentLacks when Triton has been imported already."""
@@ -165,10 +168,7 @@ class InterpreterDriver:
             else:
                 values.append(value)
         given = iter(values)
-        constants = {
-            **facts["constants"],
-            **{name: 0 for name in ("OVERLAP", "ASM", "LINES", "EARLY") if name in facts["constants"]},
-        }
+        constants = {name: 0 if name in OF_DEVICES else value for name, value in facts["constants"].items()}
         call = {name: constants[name] if name in constants else next(given) for name in function.arg_names}
         function[grid](**call)
 

@@ -159,7 +159,7 @@ class GpuLowering(ProductLowering):
                 "attention", "attend", signature, tile.warps, tile.stages,
                 H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
                 SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=BLOCK, INNER=inner, STAGES=tile.stages, ALONE=alone, ASM=self.target.family == "cuda", AHEAD=tile.ahead,
-                EARLY=self.target.overlaps and most == FEW_SPLITS,
+                EARLY=self.target.overlaps and most == FEW_SPLITS and not op.reach,
             )  # fmt: skip
             grid: list[list[Any]] = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
             variants.append(Variant(most, kernel, grid, tile.bm // share))

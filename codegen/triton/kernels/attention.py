@@ -89,6 +89,12 @@ def power_of_two(x, ASM: tl.constexpr):
 
 
 @triton.jit
+def slots(block_ptr, p, there, PAGE: tl.constexpr):
+    """Where positions lie in the cache, of those that are there."""
+    return tl.load(block_ptr + p // PAGE, mask=there, other=0).to(tl.int64) * PAGE + p % PAGE
+
+
+@triton.jit
 def split_sums(
     q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, low, high, last, at, valid, slope, g,
     G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
@@ -119,7 +125,7 @@ def split_sums(
             if PAGES == 2:
                 second = tl.load(block_ptr + page + 1, mask=page + 1 < max_blocks, other=0)
         elif MASKED:
-            slot = tl.load(block_ptr + p // PAGE, mask=there, other=0).to(tl.int64) * PAGE + p % PAGE
+            slot = slots(block_ptr, p, there, PAGE)
         else:
             slot = tl.load(block_ptr + p // PAGE).to(tl.int64) * PAGE + p % PAGE
         place = slot * G + g
@@ -165,8 +171,7 @@ def ask(cache_ptr, block_ptr, low, end, g, G: tl.constexpr, D: tl.constexpr, PAG
     """Ask for a split's rows before position `end`, which earlier steps have written."""
     SIZE: tl.constexpr = cache_ptr.dtype.element_ty.primitive_bitwidth // 8
     p = low + tl.arange(0, SPLIT)
-    slot = tl.load(block_ptr + p // PAGE, mask=p < end, other=0).to(tl.int64) * PAGE + p % PAGE
-    at = (cache_ptr + (slot * G + g) * D).to(tl.int64)
+    at = (cache_ptr + (slots(block_ptr, p, p < end, PAGE) * G + g) * D).to(tl.int64)
     for offset in tl.static_range(0, D * SIZE, 128):
         prefetch_line(at + offset)
 
@@ -189,7 +194,8 @@ def attend(
 ):  # fmt: skip
     """Grid (G, tiles, splits or 1). tile [tiles, 2]: a sequence and its first token of the tile, counted within the step; start [S+1],
     pos [S], block [S, max_blocks] as in the batch, which are there before the step begins. y [T, H, DV]. ALONE: a program does all splits;
-    else only its own, into part. EARLY: what the cache holds since earlier steps is asked for while launches before this one run."""
+    else only its own, into part. EARLY: what the cache holds since earlier steps is asked for while launches before this one run; for rows that see
+    all of it."""
     release(OVERLAP)
     g, z = tl.program_id(0), tl.program_id(2)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)  # the longest first
