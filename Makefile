@@ -11,7 +11,7 @@ help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
 	@echo "make test   run the whole test suite"
 	@echo "make lint types imports docs-check   the other checks of .ci/run"
-	@echo "make bench  compare with llama.cpp, OpenVINO, onnxruntime-genai, vLLM and transformers on this machine (installs them first)"
+	@echo "make bench [SHAPE=llama-3.2-1b]  compare with llama.cpp, OpenVINO, onnxruntime-genai, vLLM and transformers on this machine (installs them first)"
 	@echo "make bench-growth   rates against context, prompt length and requests at once, beside their floors, plotted"
 	@echo "make bench-quant   quality and time of the quantization algorithms, beside other tools' (BENCH_ARGS='--tool gptqmodel=PYTHON')"
 	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
@@ -91,8 +91,16 @@ sweep: $(STAMP)
 plans: $(STAMP)
 	$(BIN)/python -m benchmarks.plans
 
-bench: $(STAMP) $(MODEL)
-	$(BIN)/python -m benchmarks.compare $(MODEL) --out benchmarks/results
+SHAPE ?=
+ifneq ($(SHAPE),)
+BENCHED := .build/shapes/$(SHAPE).gguf
+$(BENCHED): $(STAMP) $(MODEL)
+	$(BIN)/python -m benchmarks.shapes $(SHAPE) $@ --tokenizer $(MODEL)
+else
+BENCHED := $(MODEL)
+endif
+bench: $(STAMP) $(BENCHED)
+	$(BIN)/python -m benchmarks.compare $(BENCHED) --out benchmarks/results $(BENCH_ARGS)
 
 bench-growth: $(STAMP) $(MODEL)
 	$(BIN)/python -m benchmarks.growth $(MODEL)

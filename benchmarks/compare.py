@@ -192,11 +192,11 @@ def main() -> int:
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers", default=".build/peers")
-    parser.add_argument("--work", default=".build/bench")
+    parser.add_argument("--work", default=".build/bench", help="where models of llmc and the peers are kept, in a folder for each source")
     parser.add_argument("--only", action="append", default=[], metavar="PEER", help="time these peers alone; repeatable")
     parser.add_argument("--scheme", action="append", default=[], help="time these of llmc's schemes alone; repeatable")
     options = parser.parse_args()
-    work = Path(options.work)
+    work = Path(options.work) / slug(Path(options.source).stem)
     work.mkdir(parents=True, exist_ok=True)
     peers = {peer: peer_python(peer, Path(options.peers)) for peer in PEERS if not options.only or peer.name in options.only}
     rows: list[dict[str, Any]] = []
@@ -211,7 +211,7 @@ def main() -> int:
     }
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"{result['date']}-{slug(Path(options.source).name.split('.')[0])}-{result['machine']['levels'][0]}"
+    stem = out / f"{result['date']}-{slug(Path(options.source).stem)}-{result['machine']['levels'][0]}"
     for name, scheme in ROWS:
         if options.scheme and scheme not in options.scheme:
             continue

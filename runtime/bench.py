@@ -157,7 +157,7 @@ def _kernels(model: Model) -> list[dict[str, Any]]:
 
 def _rate(kernel: dict[str, Any], ceilings: dict[str, float]) -> float:
     """Operations a second that this kernel's arithmetic allows."""
-    return 1e9 * (ceilings["int8_gop_s"] if kernel["kernel"] in ("linear_d4", "linear_d8") else ceilings["bf16_gflop_s"])
+    return 1e9 * (ceilings["int8_gop_s"] if kernel["kernel"].endswith(("_d4", "_d8")) else ceilings["bf16_gflop_s"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,9 @@ def _kernel_floors(model: Model, load: _Load, ceilings: dict[str, float]) -> lis
     floors = []
     for kernel in kernels:
         read = kernel["weight_bytes"]
+        if "experts" in kernel:  # those that so many tokens are expected to meet
+            chosen, count = kernel["experts"]
+            read *= 1 - (1 - chosen / count) ** load.tokens
         operations = kernel["operations"] * (load.rows if "lm_head" in kernel["name"] else load.tokens)
         if "operations_a_position" in kernel:
             read += load.cached / attentions

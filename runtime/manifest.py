@@ -105,7 +105,7 @@ MODEL = Fields(
 )
 KERNEL = Fields(
     {"name": text, "kernel": text, "scheme": text, "calls": whole, "weight_bytes": whole, "operations": whole},
-    {"modules": Each(text), "reason": text, "operations_a_position": whole},
+    {"modules": Each(text), "reason": text, "operations_a_position": whole, "experts": Each(whole)},
 )
 FIRST = Fields({
     "layers": positive, "width": positive, "weights": Each(text), "levels": Texts(), "kernels": Each(KERNEL), "cache_bytes_per_block": whole, "device_weight_bytes": whole,

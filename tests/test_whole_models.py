@@ -49,6 +49,9 @@ def test_no_schedule_changes_a_bit(key, checkpoint, artifact, random):
         ("llama", {"quant": "int4:g32:asym/int8"}),
         ("qwen2", {"quant": "int8"}),
         ("mixtral", {"quant": "int4:g32"}),
+        ("mixtral", {"quant": "int4:g32/int8"}),
+        ("mixtral", {"dtype": "bf16"}),
+        ("qwen3_moe", {"quant": "int8", "dtype": "bf16"}),
         ("gpt_oss", {"quant": "int8:channel/bf16"}),
         ("gemma2", {"quant": "int4", "dtype": "bf16"}),
         ("llama", {"kv_dtype": "int8"}),
@@ -122,6 +125,7 @@ def test_head_dims_that_are_not_whole_tiles_run_in_narrow_caches(checkpoint, art
     [
         ("gemma2", {}),
         ("llama", {"quant": "int4:g32:asym/int8", "kv_dtype": "int8"}),
+        ("qwen3_moe", {"quant": "int4:g32:asym/int8"}),
         ("gpt_oss", {"quant": "int4", "dtype": "bf16"}),
     ],
     ids=str,

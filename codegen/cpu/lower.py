@@ -48,6 +48,7 @@ class Call:
     weight_bytes: int = 0
     operations: int = 0
     operations_a_position: int = 0
+    experts: tuple[int, ...] = ()  # how many a token takes, of how many; weight_bytes are of all
     reason: str = ""
 
 
@@ -248,7 +249,7 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         padded = -(-k // 64) * 64
         groups = -(-k // scheme.group) if scheme.group else 1
         self.limits["k"] = max(self.limits["k"], padded + groups)
-        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], padded * 6 + groups * 4 + 64)
+        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], _prepared_bytes(k, scheme))
 
     def lower_experts(self, node: Node) -> None:
         op = node.op
@@ -257,15 +258,7 @@ linear_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@2 + {offset
         b_in = rest[0] if op.bias else None
         w_out, b_out = (rest[1], rest[2]) if op.bias else (rest[0], None)
         scheme = self.scheme_of(w_in, op.scheme)
-        rounding = ROUNDING.get(scheme.activations, 0)
-        if kind_of(scheme).dot:  # experts' products take floats
-            scheme = scheme.with_activations("bf16")
-            if not scheme.stored:
-                rounding = ROUNDING["bf16"]
-                self.report(node, "experts take bf16 activations: int8 ones would be no faster")
-        if rounding > 1:
-            self.kinds["modes"].add(str(rounding))
-        kind = kind_of(scheme)
+        rounding, kind = self._rounding(scheme), kind_of(scheme)
         count, n_in, k = w_in.type.shape
         _, hidden, width = w_out.type.shape
         assert (
@@ -323,7 +316,10 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
         self.kinds["experts"].add(kind.name)
         self._product(kind, k, scheme)
         self._product(kind, width, scheme)
-        self.limits["shared_row_bytes"] = max(self.limits["shared_row_bytes"], choices * (-(-width // 32) * 32 + 64) * 4)
+        gathered = choices * 2 * -(-k // 64) * 64
+        self.limits["shared_row_bytes"] = max(
+            self.limits["shared_row_bytes"], _prepared_bytes(k, scheme) + gathered, choices * _prepared_bytes(width, scheme)
+        )
         self.limits["list_bytes"] = max(self.limits.get("list_bytes", 0), (count + 2) * 4)
         self.lists = lists
         self.call(
@@ -334,6 +330,7 @@ experts_{kind.name}(s, tid, (int)({c_dim(rows)}), &f, (const float *)@4 + {offse
             scheme=str(scheme),
             weight_bytes=count * (_weight_bytes(n_in, k, scheme) + _weight_bytes(hidden, width, scheme)),
             operations=2 * choices * (n_in * k + hidden * width),
+            experts=(choices, count),
             reason=why_not_faster(scheme),
         )
 
@@ -594,7 +591,12 @@ def _padded_rows(n: int, gate: str) -> int:
 
 
 def _codes_bytes(n: int, k: int, kind: Kind, gate: str) -> int:
-    return _padded_rows(n, gate) // 16 * -(-k // 32) * tile_bytes(kind)
+    return _padded_rows(n, gate) // 16 * (-(-k // 64) * 2 if kind.dot else -(-k // 32)) * tile_bytes(kind)
+
+
+def _prepared_bytes(k: int, scheme: Scheme) -> int:
+    """Of a product's activations for one row: floats, the same as bfloat16, and sums of groups; or codes, a scale and sums."""
+    return 6 * -(-k // 64) * 64 + 4 * (-(-k // scheme.group) if scheme.group else 1) + 64
 
 
 def _scale_bytes(n: int, k: int, scheme: Scheme, gate: str) -> int:

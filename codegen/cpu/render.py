@@ -100,7 +100,7 @@ def render(
     ]
     kinds = lowered.kinds
     templates = environment(TEMPLATES)
-    float_kinds, dot_kinds = sorted(kinds["float"] | kinds["experts"] | kinds["heads"]), sorted(kinds["dot"])
+    float_kinds, dot_kinds = sorted(kinds["float"]), sorted(kinds["dot"])
     common = {"float_kinds": float_kinds, "dot_kinds": dot_kinds, "activations": ACTIVATIONS}
     numbers_of = {
         "fields": FIELDS,
@@ -109,6 +109,7 @@ def render(
         "level_tables": LEVEL_TABLES,
         "dot_tables": DOT_TABLES,
         "group_rows": (1, 2, 3, 4, 5, 6),
+        "few_rows": (1, 2, 3, 4, 5, 6, 7, 8),
         "dot_rows": (1, 2, 3, 4, 6, 12),
     }
     caches = {"kv_kinds": sorted(kinds["kv"]), "kv_rows": (1, 2, 3, 4)}
@@ -177,6 +178,7 @@ def _number_kernels(calls: list[Call]) -> tuple[dict[str, int], list[dict[str, A
                     "modules": [],
                     "reason": call.reason,
                     **({"operations_a_position": call.operations_a_position} if call.operations_a_position else {}),
+                    **({"experts": list(call.experts)} if call.experts else {}),
                 }
             )
         kernel = kernels[numbers[call.code]]

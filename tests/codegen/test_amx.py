@@ -37,6 +37,8 @@ def as_amx(monkeypatch):
         ("llama", {"hidden_size": 80, "num_attention_heads": 40, "num_key_value_heads": 1}, {"quant": "int4:g32:asym/int8"}),
         ("llama", {"head_dim": 64}, {"kv_dtype": "int8"}),
         ("gpt_oss", {}, {"quant": "int4"}),
+        ("mixtral", {}, {"quant": "int8:g64/int8"}),
+        ("qwen3_moe", {}, {"quant": "int4:g64:asym/int8"}),
         ("gemma2", {}, {}),
         ("glm_moe_dsa", {}, {}),
     ],
