@@ -22,7 +22,6 @@ from typing import Any
 
 import llmc
 
-CELLS = ("prefill", "decode", "at_once_8", "at_once_32")
 SETTINGS = {"prompt": 512, "generate": 128, "concurrency": [8, 32], "concurrent_prompt": 128, "concurrent_generate": 128}
 WORKERS = Path(__file__).parent / "peers"
 
@@ -89,9 +88,29 @@ def run_json(command: list[str]) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1])
 
 
-def time_llmc(artifact: Path, threads: int) -> dict[str, float]:
+def cells_of(settings: dict[str, Any]) -> list[str]:
+    return ["prefill", "decode", *(f"at_once_{n}" for n in settings["concurrency"])]
+
+
+def time_llmc(artifact: Path, settings: dict[str, Any]) -> dict[str, float]:
     tool = str(Path(sys.executable).parent / "llmc")
-    got = run_json([tool, "bench", str(artifact), "--threads", str(threads), "--concurrency", "8,32", "--reps", "1", "--json"])
+    counts = ",".join(map(str, settings["concurrency"] or [1]))
+    lengths = ["--prompt-len", str(settings["prompt"]), "--gen-len", str(settings["generate"])]
+    got = run_json(
+        [
+            tool,
+            "bench",
+            str(artifact),
+            "--threads",
+            str(settings["threads"]),
+            *lengths,
+            "--concurrency",
+            counts,
+            "--reps",
+            "1",
+            "--json",
+        ]
+    )
     cells = {"prefill": got["prefill_tok_s"]["median"], "decode": got["decode_tok_s"]["median"]}
     cells.update({f"at_once_{row['n']}": row["output_tok_s"]["median"] for row in got["concurrent"]})
     return {
@@ -103,9 +122,9 @@ def time_llmc(artifact: Path, threads: int) -> dict[str, float]:
     }
 
 
-def time_peer(peer: Peer, python: Path, model: Path, threads: int) -> dict[str, float]:
-    cells = run_json(peer.worker(python, "time", str(model), json.dumps({**SETTINGS, "threads": threads})))
-    start = run_json(peer.worker(python, "start", str(model), str(threads)))
+def time_peer(peer: Peer, python: Path, model: Path, settings: dict[str, Any]) -> dict[str, float]:
+    cells = run_json(peer.worker(python, "time", str(model), json.dumps(settings)))
+    start = run_json(peer.worker(python, "start", str(model), str(settings["threads"])))
     return {**cells, "start": start["seconds"], "rss": start["rss"]}
 
 
@@ -154,30 +173,48 @@ def machine() -> dict[str, Any]:
     }
 
 
+def row_of(
+    name: str, scheme: str, cells: list[str], found: dict[str, list[dict[str, Any]]], failed: dict[str, str]
+) -> dict[str, Any]:
+    """A row of the results, from the repetitions so far."""
+    mine = found[f"llmc {scheme}"]
+    keys = (*cells, "start", "rss")
+    engines: dict[str, Any] = {e: {k: summary([m[k] for m in times]) for k in keys} for e, times in found.items()}
+    decode, floor = (statistics.median(m[k] for m in mine) for k in ("decode", "floor"))
+    ceilings = {k: statistics.median(m["ceilings"][k] for m in mine) for k in mine[0]["ceilings"]}
+    return {
+        "name": name, "scheme": scheme, "reps": len(mine), "engines": {**engines, **failed}, "decode_of_floor": decode / floor,
+        "ceilings": ceilings,
+    }  # fmt: skip
+
+
 def table(result: dict[str, Any]) -> str:
+    ceilings, settings = result["rows"][-1]["ceilings"], result["settings"]
+    names, prompt = cells_of(settings), settings["prompt"]
+    at_once = [f"{n} at once" for n in settings["concurrency"]]
     lines = [
-        f"{result['machine']['cpu']}, {result['threads']} threads, {result['reps']} alternating repetitions, medians (min to max); commit {result['commit']}",
+        f"{result['machine']['cpu']}, {result['threads']} threads, {min(r['reps'] for r in result['rows'])} alternating repetitions, medians (min to max); commit {result['commit']}",
         "",
-        "| weights | engine | prefill 512 | decode at 512 | 8 at once | 32 at once | start to first token | peak memory |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| weights | engine | {' | '.join((f'prefill {prompt}', f'decode at {prompt}', *at_once))} | start to first token | peak memory |",
+        "|---|---|" + "---|" * (len(names) + 2),
     ]
     for row in result["rows"]:
         for engine, cells in row["engines"].items():
             if isinstance(cells, str):
-                lines.append(f"| {row['name']} | {engine}: {cells} |{' |' * 6}")
+                lines.append(f"| {row['name']} | {engine}: {cells} |{' |' * (len(names) + 2)}")
                 continue
-            figures = [f"{cells[c]['median']:.0f} ({cells[c]['min']:.0f} to {cells[c]['max']:.0f})" for c in CELLS]
+            figures = [f"{cells[c]['median']:.0f} ({cells[c]['min']:.0f} to {cells[c]['max']:.0f})" for c in names]
             lines.append(
                 f"| {row['name']} | {engine} | {' | '.join(figures)} | {cells['start']['median']:.2f} s | {cells['rss']['median'] / 2**20:.0f} MiB |"
             )
         mine, *others = [cells for cells in row["engines"].values() if isinstance(cells, dict)]
         if others:
-            ratios = [f"{mine[c]['median'] / max(o[c]['median'] for o in others):.2f}×" for c in CELLS]
+            ratios = [f"{mine[c]['median'] / max(o[c]['median'] for o in others):.2f}×" for c in names]
             ratios += [f"{mine[c]['median'] / min(o[c]['median'] for o in others):.2f}×" for c in ("start", "rss")]
             lines.append(f"| {row['name']} | **against the best peer of each cell** | {' | '.join(ratios)} |")
     lines += [
         "",
-        f"Ceilings in the same run: read {result['ceilings']['read_gb_s']:.1f} GB/s, int8 {result['ceilings']['int8_gop_s']:.0f} GOP/s, bf16 {result['ceilings']['bf16_gflop_s']:.0f} GFLOP/s.",
+        f"Ceilings in the same run: read {ceilings['read_gb_s']:.1f} GB/s, int8 {ceilings['int8_gop_s']:.0f} GOP/s, bf16 {ceilings['bf16_gflop_s']:.0f} GFLOP/s.",
         "Shares of the decode floor (weights and cache read once a token): "
         + ", ".join(f"{r['scheme']} {100 * r['decode_of_floor']:.0f} %" for r in result["rows"])
         + ".",
@@ -192,10 +229,19 @@ def main() -> int:
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers", default=".build/peers")
-    parser.add_argument("--work", default=".build/bench", help="where models of llmc and the peers are kept, in a folder for each source")
+    parser.add_argument(
+        "--work", default=".build/bench", help="where models of llmc and the peers are kept, in a folder for each source"
+    )
+    parser.add_argument(
+        "--prompt-len", type=int, default=SETTINGS["prompt"], metavar="N", help="tokens of the single request's prompt"
+    )
+    parser.add_argument(
+        "--concurrency", type=lambda text: [int(n) for n in text.split(",") if n], default=SETTINGS["concurrency"], metavar="N,N"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="PEER", help="time these peers alone; repeatable")
     parser.add_argument("--scheme", action="append", default=[], help="time these of llmc's schemes alone; repeatable")
     options = parser.parse_args()
+    settings = {**SETTINGS, "prompt": options.prompt_len, "concurrency": options.concurrency, "threads": options.threads}
     work = Path(options.work) / slug(Path(options.source).stem)
     work.mkdir(parents=True, exist_ok=True)
     peers = {peer: peer_python(peer, Path(options.peers)) for peer in PEERS if not options.only or peer.name in options.only}
@@ -203,7 +249,7 @@ def main() -> int:
     result: dict[str, Any] = {
         "machine": machine(),
         "threads": options.threads,
-        "reps": options.reps,
+        "settings": settings,
         "commit": commit(),
         "peers": {peer.name: list(peer.requirements) for peer in peers},
         "date": datetime.date.today().isoformat(),
@@ -211,7 +257,8 @@ def main() -> int:
     }
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"{result['date']}-{slug(Path(options.source).stem)}-{result['machine']['levels'][0]}"
+    length = "" if options.prompt_len == SETTINGS["prompt"] else f"-at-{options.prompt_len}"
+    stem = out / f"{result['date']}-{slug(Path(options.source).stem)}{length}-{result['machine']['levels'][0]}"
     for name, scheme in ROWS:
         if options.scheme and scheme not in options.scheme:
             continue
@@ -223,25 +270,21 @@ def main() -> int:
         failed = {peer.name: "does not install here" for peer, python in there.items() if python is None}
         for rep in range(options.reps):
             print(f"{scheme}: {rep + 1} of {options.reps}", file=sys.stderr)
-            found.setdefault(f"llmc {scheme}", []).append(time_llmc(artifact, options.threads))
+            found.setdefault(f"llmc {scheme}", []).append(time_llmc(artifact, settings))
             for peer, python in there.items():
                 if python is None or peer.name in failed:
                     continue
                 try:
                     model = prepared(peer, python, Path(options.source), work, name)
                     label = f"{peer.name} {model.stem.removeprefix(f'{peer.name}-')}"
-                    found.setdefault(label, []).append(time_peer(peer, python, model, options.threads))
+                    found.setdefault(label, []).append(time_peer(peer, python, model, settings))
                 except (subprocess.CalledProcessError, ValueError, KeyError) as error:
                     failed[peer.name] = f"does not run here: {str(error)[-200:]}"
-        mine = found[f"llmc {scheme}"]
-        ceilings = {k: statistics.median(m["ceilings"][k] for m in mine) for k in mine[0]["ceilings"]}
-        keys = (*CELLS, "start", "rss")
-        engines: dict[str, Any] = {e: {k: summary([m[k] for m in cells]) for k in keys} for e, cells in found.items()}
-        decode, floor = (statistics.median(m[k] for m in mine) for k in ("decode", "floor"))
-        rows.append({"name": name, "scheme": scheme, "engines": {**engines, **failed}, "decode_of_floor": decode / floor})
-        result["ceilings"] = ceilings
-        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")  # what has been timed is kept, whatever comes
-        stem.with_suffix(".md").write_text(table(result))
+            rows[:] = [*(row for row in rows if row["scheme"] != scheme), row_of(name, scheme, cells_of(settings), found, failed)]
+            stem.with_suffix(".json").write_text(
+                json.dumps(result, indent=1) + "\n"
+            )  # what has been timed is kept, whatever comes
+            stem.with_suffix(".md").write_text(table(result))
     print(table(result))
     return 0
 

@@ -67,6 +67,7 @@ class Model:
             max_sequences=self.config.max_batch,
             max_rows=self.config.max_rows,
             context=self.config.context,
+            mixed_tokens=self.executor.mixed_tokens,
             max_waiting=1 << 20,
         )
         return Engine(self.executor, scheduler)

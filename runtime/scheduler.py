@@ -46,6 +46,9 @@ class Step:
 class Scheduler:
     """Owns the queues and the sequences' state. `schedule()` gives the next step, `computed(step)` books it.
 
+    A step has up to `max_tokens` tokens; one in which requests also generate up to `mixed_tokens` (by default as many), or twice as many as
+    generate.
+
     Blocks that fell out of what the layers of their table see are given back.
     """
 
@@ -58,6 +61,7 @@ class Scheduler:
         max_sequences: int,
         max_rows: int,
         context: int,
+        mixed_tokens: int | None = None,
         max_waiting: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,6 +69,7 @@ class Scheduler:
         self.states = states or StatePool(0, lambda source, target: None)
         pool.forgotten = self.states.drop
         self.max_tokens, self.max_sequences, self.max_rows, self.context = max_tokens, max_sequences, max_rows, context
+        self.mixed_tokens = max_tokens if mixed_tokens is None else min(mixed_tokens, max_tokens)
         self.max_waiting = max_waiting
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -124,7 +129,7 @@ class Scheduler:
     def schedule(self) -> Step | None:
         """The next step, or None when nothing can be computed. Sequences past their deadline go to `expired`."""
         self._expire()
-        budget, rows_left = self.max_tokens, self.max_rows
+        budget, rows_left = self._budget(), self.max_rows
         slices: list[Slice] = []
         for sequence in list(self.running):
             if sequence.state is not State.RUNNING or budget == 0:
@@ -196,6 +201,13 @@ class Scheduler:
         for sequence in [s for s in (*self.running, *self.waiting) if s.deadline_s is not None and s.deadline_s < now]:
             self.finish(sequence)
             self.expired.append(sequence)
+
+    def _budget(self) -> int:
+        """Tokens of the next step. While requests generate, prompts may fill a step up to `mixed_tokens` or double its rows, no more: so the
+        time between tokens stays within about twice its usual. Where few generate and many wait, those many come first."""
+        generating = sum(sequence.known - sequence.computed == 1 for sequence in self.running)
+        reading = len(self.running) + len(self.waiting) - generating
+        return self.max_tokens if 3 * generating <= reading else min(self.max_tokens, max(self.mixed_tokens, 2 * generating))
 
     def _slice(self, sequence: Sequence, budget: int, rows_left: int, *, can_preempt: bool) -> Slice | None:
         count = min(sequence.known - sequence.computed, budget)

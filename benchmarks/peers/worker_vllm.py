@@ -23,7 +23,7 @@ def prepare(source: str, kind: str, out: str) -> None:
 
 def load(path: str, threads: int) -> Any:
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    return LLM(path, dtype="bfloat16", skip_tokenizer_init=True, max_model_len=2048, max_num_seqs=64, enable_prefix_caching=False)
+    return LLM(path, dtype="bfloat16", skip_tokenizer_init=True, max_model_len=8192, max_num_seqs=64, enable_prefix_caching=False)
 
 
 def run(model: Any, count: int, prompt: int, generate: int) -> float:

@@ -73,6 +73,7 @@ class LaunchExecutor:
             raise EnvironmentLacks(
                 f"{artifact.path.name} was compiled without weights", "compile it with --weights all to run it"
             )
+        self.mixed_tokens = max_tokens
         self._max_tokens, self._max_sequences, self._max_rows = max_tokens, max_sequences, max_rows
         self._max_blocks = -(-context // BLOCK)
         self._kernels = {

@@ -25,6 +25,7 @@ class SplitExecutor:
         self._first = CpuExecutor(artifact, threads=threads, slots=slots, first=first, **sizes)
         self._rest = LaunchExecutor(artifact, target, driver, carry=int(first["width"]), **sizes)
         self.artifact, self.level = artifact, target
+        self.mixed_tokens = self._first.mixed_tokens
         self.blocks, self.vocabulary = self._rest.blocks, self._rest.vocabulary
 
     def run(self, batch: Batch) -> None:

@@ -24,7 +24,18 @@ class Clock:
         return self.now
 
 
-def engine_with(blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_waiting=1024, context=None, slots=0, reaches=(0,)):
+def engine_with(
+    blocks=8,
+    *,
+    max_tokens=16,
+    max_sequences=4,
+    max_rows=8,
+    max_waiting=1024,
+    context=None,
+    slots=0,
+    reaches=(0,),
+    mixed_tokens=None,
+):
     clock, executor = Clock(), FakeExecutor(blocks, slots, reaches)
     scheduler = Scheduler(
         BlockPool(blocks, reaches),
@@ -33,6 +44,7 @@ def engine_with(blocks=8, *, max_tokens=16, max_sequences=4, max_rows=8, max_wai
         max_sequences=max_sequences,
         max_rows=max_rows,
         context=context or blocks * BLOCK,
+        mixed_tokens=mixed_tokens,
         max_waiting=max_waiting,
         clock=clock,
     )
@@ -527,3 +539,39 @@ def test_fewer_slots_than_requests_only_make_them_wait():
     finish(engine)
     for r in requests:
         assert [tokens(r, i) for i in range(2)] == [expected(r, i) for i in range(2)]
+
+
+def test_a_long_prompt_leaves_room_for_those_that_generate():
+    engine, _ = engine_with(64, max_tokens=64, max_sequences=16, max_rows=16, mixed_tokens=8)
+    first = [request([i], max_tokens=40) for i in range(6)]
+    for r in first[:1]:
+        engine.submit(r)
+    engine.step()
+    late = request(range(100, 150))
+    engine.submit(late)
+    engine.step()
+    assert engine.executor.steps[-1] == 8, "one generates: a step has up to mixed_tokens"
+    for r in first[1:]:
+        engine.submit(r)
+    finish(engine)
+    assert all(tokens(r) == expected(r) for r in (*first, late))
+
+
+def test_a_prompt_doubles_the_rows_of_a_step_at_most():
+    engine, _ = engine_with(64, max_tokens=64, max_sequences=16, max_rows=16, mixed_tokens=8)
+    for i in range(10):
+        engine.submit(request([i], max_tokens=40))
+    engine.step()
+    engine.submit(request(range(100, 150)))
+    engine.step()
+    assert engine.executor.steps[-1] == 20
+
+
+def test_many_prompts_come_before_few_that_generate():
+    engine, _ = engine_with(64, max_tokens=64, max_sequences=16, max_rows=16, mixed_tokens=8)
+    engine.submit(request([1], max_tokens=40))
+    engine.step()
+    for i in range(3):
+        engine.submit(request(range(100 * i, 100 * i + 40)))
+    engine.step()
+    assert engine.executor.steps[-1] == 64

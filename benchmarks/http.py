@@ -1,0 +1,224 @@
+"""`make bench-http`: servers of the same model under the same load, made by guidellm, a public load generator, through the OpenAI API.
+
+Each server answers `--requests` times as many requests as are kept open at once, of 128 random words' tokens in and 128 out, streamed. The server
+and the load generator share this machine's processors, so `llmc bench` without HTTP is timed beside them, and a load generator that works harder
+for more tokens a second weighs on the faster server. Writes benchmarks/results/DATE-http-MODEL-LEVEL.json and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llmc
+
+from benchmarks.compare import PEERS, Peer, commit, machine, peer_python, prepared, run_json, slug, summary
+
+GUIDELLM = Peer("guidellm", ("guidellm==0.8.1",), "guidellm", {})
+PROMPT = GENERATE = 128
+FIGURES = ("output_tok_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s")
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@contextmanager
+def serving(command: list[str], port: int, environment: dict[str, str]) -> Iterator[str]:
+    """The address of a server that answers; it is ended afterwards."""
+    address = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise RuntimeError(f"{command[0]} ended with {process.returncode}: {log.read().decode()[-400:]}")
+                try:
+                    with urllib.request.urlopen(f"{address}/v1/models", timeout=2):
+                        break
+                except (urllib.error.URLError, OSError):
+                    time.sleep(0.5)
+            else:
+                raise RuntimeError(f"{command[0]} does not answer within five minutes")
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def load(guidellm: Path, address: str, tokenizer: Path, at_once: int, requests: int) -> dict[str, float]:
+    """What guidellm saw of `requests` requests, `at_once` of them open at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        subprocess.run(
+            [
+                str(guidellm.parent / "guidellm"), "run", "--disable-console",
+                "--backend", f"kind=openai_http,target={address},request_format=/v1/completions",
+                "--profile", f"kind=concurrent,streams={at_once}", "--constraint", f"kind=max_requests,count={requests}",
+                "--data", f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={GENERATE}",
+                "--tokenizer", f"kind=hf_auto,model={tokenizer}", "--output", f"kind=json,path={report}",
+            ],
+            check=True, stdout=sys.stderr,
+        )  # fmt: skip
+        metrics = json.loads(report.read_text())["benchmarks"][0]["metrics"]
+    done = {
+        name: metrics[name]["successful"]
+        for name in ("output_tokens_per_second", "time_to_first_token_ms", "inter_token_latency_ms")
+    }
+    first, between = done["time_to_first_token_ms"]["percentiles"], done["inter_token_latency_ms"]["percentiles"]
+    figures = (
+        done["output_tokens_per_second"]["mean"],
+        first["p50"] / 1e3,
+        first["p99"] / 1e3,
+        between["p50"] / 1e3,
+        between["p99"] / 1e3,
+    )
+    return dict(zip(FIGURES, figures, strict=True))
+
+
+def alone(artifact: Path, at_once: int, threads: int) -> float:
+    """Output tokens a second of the same requests without HTTP."""
+    tool = str(Path(sys.executable).parent / "llmc")
+    got = run_json(
+        [tool, "bench", str(artifact), "--threads", str(threads), "--concurrency", str(at_once), "--reps", "1", "--json"]
+    )
+    return float(got["concurrent"][0]["output_tok_s"]["median"])
+
+
+def commands(options: argparse.Namespace, artifact: Path, work: Path) -> dict[str, tuple[list[str], dict[str, str], int]]:
+    """For each server its command, its environment and its port."""
+    threads, most = str(options.threads), str(max(options.at_once))
+    mine, theirs = free_port(), free_port()
+    tool = str(Path(sys.executable).parent / "llmc")
+    found: dict[str, tuple[list[str], dict[str, str], int]] = {
+        f"llmc {options.scheme}": (
+            [tool, "run", str(artifact), "--port", str(mine), "--max-batch", most, "--threads", threads],
+            {},
+            mine,
+        )
+    }
+    vllm = next(peer for peer in PEERS if peer.name == "vllm")
+    python = peer_python(vllm, Path(options.peers)) if "vllm" not in options.without else None
+    if python is not None:
+        model = prepared(vllm, python, Path(options.source), work, "8 bits")
+        command = [
+            str(python.parent / "vllm"), "serve", str(model), "--port", str(theirs), "--host", "127.0.0.1", "--dtype", "bfloat16",
+            "--max-model-len", "2048", "--max-num-seqs", most, "--no-enable-prefix-caching",
+        ]  # fmt: skip
+        environment = {"OMP_NUM_THREADS": threads, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
+        found[f"vllm {model.stem.removeprefix('vllm-')}"] = (command, environment, theirs)
+    if options.llama_server:
+        port = free_port()
+        model = work / "q4_0.gguf"
+        command = [options.llama_server, "-m", str(model), "--port", str(port), "--host", "127.0.0.1", "-t", threads, "-np", most,
+                   "-c", str((PROMPT + GENERATE + 64) * max(options.at_once)), "-fa", "off", "-no-kvu"]  # fmt: skip
+        found["llama-server q4_0"] = (command, {}, port)
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['machine']['cpu']}, {result['threads']} threads shared by server and load generator, {result['reps']} alternating repetitions,"
+        f" medians (min to max); {PROMPT} tokens in and {GENERATE} out, streamed; commit {result['commit']}",
+        "",
+        "| requests at once | server | output tokens/s | to first token p50, p99 | between tokens p50, p99 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        for name, got in row["servers"].items():
+            if isinstance(got, str):
+                lines.append(f"| {row['at_once']} | {name}: {got} | | | |")
+                continue
+            rate, first, first99, between, between99 = (got[f] for f in FIGURES)
+            lines.append(
+                f"| {row['at_once']} | {name} | {rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f}) |"
+                f" {first['median']:.2f} s, {first99['median']:.2f} s | {1e3 * between['median']:.0f} ms, {1e3 * between99['median']:.0f} ms |"
+            )
+        lines.append(
+            f"| {row['at_once']} | llmc without HTTP | {row['alone']['median']:.0f} ({row['alone']['min']:.0f} to {row['alone']['max']:.0f}) | | |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="the model as a GGUF file")
+    parser.add_argument("--out", default="benchmarks/results")
+    parser.add_argument("--scheme", default="int4:g32/int8", help="llmc's scheme; vLLM takes its 8 bits, llama.cpp its Q4_0")
+    parser.add_argument("--at-once", type=lambda text: [int(n) for n in text.split(",")], default=[32, 100], metavar="N,N")
+    parser.add_argument("--requests", type=int, default=2, help="as many times the number at once")
+    parser.add_argument("--reps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--peers", default=".build/peers")
+    parser.add_argument("--work", default=".build/bench")
+    parser.add_argument("--without", action="append", default=[], metavar="PEER")
+    parser.add_argument("--llama-server", metavar="BINARY", help="llama.cpp's server, built for this machine")
+    options = parser.parse_args()
+    work = Path(options.work) / slug(Path(options.source).stem)
+    work.mkdir(parents=True, exist_ok=True)
+    guidellm = peer_python(GUIDELLM, Path(options.peers))
+    if guidellm is None:
+        return 3
+    artifact, tokenizer = work / f"{slug(options.scheme)}.llmc", work / "tokenizer"
+    llmc.compile(options.source, artifact, quant=options.scheme, target="cpu:native", force=True)
+    if not tokenizer.exists():
+        from transformers import AutoTokenizer
+
+        path = Path(options.source)
+        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(tokenizer)
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
+    without: dict[int, list[float]] = {n: [] for n in options.at_once}
+    failed: dict[str, str] = {}
+    for rep in range(options.reps):
+        for name, (command, environment, port) in commands(options, artifact, work).items():
+            print(f"{name}: {rep + 1} of {options.reps}", file=sys.stderr, flush=True)
+            try:
+                with serving(command, port, environment) as address:
+                    load(guidellm, address, tokenizer, 4, 4)  # what comes first is slow everywhere
+                    for n in options.at_once:
+                        found.setdefault((n, name), []).append(load(guidellm, address, tokenizer, n, n * options.requests))
+            except (RuntimeError, subprocess.CalledProcessError, KeyError) as error:
+                failed[name] = f"does not run here: {str(error)[-200:]}"
+        for n in options.at_once:
+            without[n].append(alone(artifact, n, options.threads))
+    here = machine()
+    rows = []
+    for n in options.at_once:
+        servers: dict[str, Any] = {
+            name: {f: summary([m[f] for m in got]) for f in FIGURES} for (at, name), got in found.items() if at == n
+        }
+        rows.append({"at_once": n, "servers": {**servers, **failed}, "alone": summary(without[n])})
+    result = {
+        "machine": here, "threads": options.threads, "reps": options.reps, "commit": commit(), "date": datetime.date.today().isoformat(),
+        "load": list(GUIDELLM.requirements), "rows": rows,
+    }  # fmt: skip
+    stem = Path(options.out) / f"{result['date']}-http-{slug(Path(options.source).stem)}-{here['levels'][0]}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(table(result))
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
