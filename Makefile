@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODEL := .build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-formats test-interop lint types imports docs-check bench bench-growth bench-quant sweep plans sanitize gpu-prepare gpu-check gpu-bench clean help
+.PHONY: demo test test-formats test-interop lint types imports docs-check bench bench-http bench-growth bench-quant sweep plans sanitize gpu-prepare gpu-check gpu-bench clean help
 
 help:
 	@echo "make demo   compile a small real model, serve it, ask it something"
 	@echo "make test   run the whole test suite"
 	@echo "make lint types imports docs-check   the other checks of .ci/run"
 	@echo "make bench [SHAPE=llama-3.2-1b]  compare with llama.cpp, OpenVINO, onnxruntime-genai, vLLM and transformers on this machine (installs them first)"
+	@echo "make bench-http [SHAPE=…]   servers of llmc and vLLM (and llama.cpp: BENCH_ARGS='--llama-server BINARY') under the load of guidellm"
 	@echo "make bench-growth   rates against context, prompt length and requests at once, beside their floors, plotted"
 	@echo "make bench-quant   quality and time of the quantization algorithms, beside other tools' (BENCH_ARGS='--tool gptqmodel=PYTHON')"
 	@echo "make sweep  compile every decoder in transformers, tiny, and compare: docs/models.md"
@@ -101,6 +102,9 @@ BENCHED := $(MODEL)
 endif
 bench: $(STAMP) $(BENCHED)
 	$(BIN)/python -m benchmarks.compare $(BENCHED) --out benchmarks/results $(BENCH_ARGS)
+
+bench-http: $(STAMP) $(BENCHED)
+	$(BIN)/python -m benchmarks.http $(BENCHED) --out benchmarks/results $(BENCH_ARGS)
 
 bench-growth: $(STAMP) $(MODEL)
 	$(BIN)/python -m benchmarks.growth $(MODEL)

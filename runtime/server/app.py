@@ -403,7 +403,7 @@ class _Run:
                                     "finish_reason": None,
                                 }
                             ],
-                            **self._no_usage(),
+                            **self._usage_so_far(),
                         }
                     )
             for line in self._chunks(envelope, *first):
@@ -417,7 +417,10 @@ class _Run:
         finally:
             self._leave()
 
-    def _no_usage(self) -> dict[str, Any]:
+    def _usage_so_far(self) -> dict[str, Any]:
+        """What a chunk says of usage: that comes last, unless it was asked for all along."""
+        if self._call.running_usage:
+            return {"usage": self._usage()}
         return {"usage": None} if self._call.include_usage else {}
 
     def _chunks(self, envelope: dict[str, Any], answer: _Answer, event: Event) -> list[bytes]:
@@ -426,7 +429,7 @@ class _Run:
         if answer.offset is None:
             answer.offset = 0
             if self._call.echo:
-                lines.append(_line({**envelope, "choices": [self._echo_chunk(answer)], **self._no_usage()}))
+                lines.append(_line({**envelope, "choices": [self._echo_chunk(answer)], **self._usage_so_far()}))
         return [*lines, self._chunk(envelope, answer, event)]
 
     def _echo_chunk(self, answer: _Answer) -> dict[str, Any]:
@@ -462,7 +465,7 @@ class _Run:
         choice["finish_reason"] = reason
         if call.return_token_ids:
             choice["token_ids"] = [event.token] if isinstance(event, TokenEvent) else []
-        return _line({**envelope, "choices": [choice], **self._no_usage()})
+        return _line({**envelope, "choices": [choice], **self._usage_so_far()})
 
 
 def _failure(answer: _Answer) -> RequestError | None:

@@ -33,6 +33,7 @@ CHAT = (
     "chat_template_kwargs",
 )
 MAX_TOP = 20
+STREAM_OPTIONS = {"include_usage", "continuous_usage_stats", "include_obfuscation"}
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 
@@ -46,6 +47,7 @@ class Call:
     n: int
     stream: bool
     include_usage: bool
+    running_usage: bool
     echo: bool
     chat: bool
     prompt_logprobs: int | None
@@ -167,9 +169,11 @@ def _call(
     stream_options = read.raw("stream_options")
     stream = read.flag("stream")
     if stream_options is not None and (
-        not stream or not isinstance(stream_options, dict) or set(stream_options) - {"include_usage", "include_obfuscation"}
+        not stream or not isinstance(stream_options, dict) or set(stream_options) - STREAM_OPTIONS
     ):
-        raise RequestError("stream_options takes include_usage, with stream: true", param="stream_options")
+        raise RequestError(
+            "stream_options takes include_usage and continuous_usage_stats, with stream: true", param="stream_options"
+        )
     seed = read.integer("seed", None, -(1 << 63), (1 << 63) - 1)
     params = SamplingParams(
         temperature=read.number("temperature", default("temperature", 1.0), 0.0, 100.0),
@@ -195,6 +199,7 @@ def _call(
         n,
         stream,
         include_usage,
+        include_usage and bool(stream_options.get("continuous_usage_stats")),
         echo,
         chat,
         top if echo and top is not None else None,

@@ -241,6 +241,14 @@ def test_a_stream_holds_what_the_whole_answer_holds(idle, fields):
             assert [x for m in mine if m["logprobs"] for x in m["logprobs"][key]] == choice["logprobs"][key], key
 
 
+def test_a_stream_says_its_usage_all_along_where_asked(idle):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = idle.chunks("/v1/completions", {"prompt": PROMPT, "max_tokens": 5, "ignore_eos": True, "stream_options": options})
+    *tokens, _, last = [c["usage"]["completion_tokens"] for c in chunks]
+    assert tokens == sorted(tokens) and last == 5
+    assert {c["usage"]["prompt_tokens"] for c in chunks} == {chunks[-1]["usage"]["prompt_tokens"]}
+
+
 def test_a_streams_text_offsets_are_those_of_the_whole_answer(idle):
     body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logprobs": 1}
     whole = idle.post("/v1/completions", body)["choices"][0]["logprobs"]["text_offset"]
