@@ -281,10 +281,8 @@ def main() -> int:
                 except (subprocess.CalledProcessError, ValueError, KeyError) as error:
                     failed[peer.name] = f"does not run here: {str(error)[-200:]}"
             rows[:] = [*(row for row in rows if row["scheme"] != scheme), row_of(name, scheme, cells_of(settings), found, failed)]
-            stem.with_suffix(".json").write_text(
-                json.dumps(result, indent=1) + "\n"
-            )  # what has been timed is kept, whatever comes
-            stem.with_suffix(".md").write_text(table(result))
+            Path(f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")  # what has been timed is kept, whatever comes
+            Path(f"{stem}.md").write_text(table(result))
     print(table(result))
     return 0
 

@@ -122,7 +122,7 @@ def commands(options: argparse.Namespace, artifact: Path, work: Path) -> dict[st
     if python is not None:
         model = prepared(vllm, python, Path(options.source), work, "8 bits")
         command = [
-            str(python.parent / "vllm"), "serve", str(model), "--port", str(theirs), "--host", "127.0.0.1", "--dtype", "bfloat16",
+            str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(theirs), "--host", "127.0.0.1", "--dtype", "bfloat16",
             "--max-model-len", "2048", "--max-num-seqs", most, "--no-enable-prefix-caching",
         ]  # fmt: skip
         environment = {"OMP_NUM_THREADS": threads, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -198,7 +198,7 @@ def main() -> int:
                     for n in options.at_once:
                         found.setdefault((n, name), []).append(load(guidellm, address, tokenizer, n, n * options.requests))
             except (RuntimeError, subprocess.CalledProcessError, KeyError) as error:
-                failed[name] = f"does not run here: {str(error)[-200:]}"
+                failed[name] = " ".join(f"does not run here: {str(error)[-200:]}".split())
         for n in options.at_once:
             without[n].append(alone(artifact, n, options.threads))
     here = machine()
@@ -214,8 +214,8 @@ def main() -> int:
     }  # fmt: skip
     stem = Path(options.out) / f"{result['date']}-http-{slug(Path(options.source).stem)}-{here['levels'][0]}"
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(table(result))
+    Path(f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    Path(f"{stem}.md").write_text(table(result))
     print(table(result))
     return 0
 

@@ -192,14 +192,16 @@ def _call(
         logprobs=top,
     )
     timeout = read.number("timeout", 0.0, 0.0, 1e6) or None
-    include_usage = bool(stream_options and stream_options.get("include_usage"))
+    include_usage, running_usage = (
+        bool((stream_options or {}).get(name)) for name in ("include_usage", "continuous_usage_stats")
+    )
     return Call(
         prompts,
         params,
         n,
         stream,
         include_usage,
-        include_usage and bool(stream_options.get("continuous_usage_stats")),
+        include_usage and running_usage,
         echo,
         chat,
         top if echo and top is not None else None,
