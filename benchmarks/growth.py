@@ -106,8 +106,8 @@ def main() -> int:
         **measure(artifact, given.contexts, given.requests, given.reps),
     }  # fmt: skip
     stem = Path(given.out) / f"{datetime.date.today()}-growth-{slug(Path(given.source).name.split('.')[0])}-{here['levels'][0]}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    stem.with_suffix(".svg").write_text(plot(result))
+    Path(f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    Path(f"{stem}.svg").write_text(plot(result))
     for key in ("prefill", "decode", "at once"):
         for point in result[key]:
             print(
