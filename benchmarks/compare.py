@@ -95,22 +95,8 @@ def cells_of(settings: dict[str, Any]) -> list[str]:
 def time_llmc(artifact: Path, settings: dict[str, Any]) -> dict[str, float]:
     tool = str(Path(sys.executable).parent / "llmc")
     counts = ",".join(map(str, settings["concurrency"] or [1]))
-    lengths = ["--prompt-len", str(settings["prompt"]), "--gen-len", str(settings["generate"])]
-    got = run_json(
-        [
-            tool,
-            "bench",
-            str(artifact),
-            "--threads",
-            str(settings["threads"]),
-            *lengths,
-            "--concurrency",
-            counts,
-            "--reps",
-            "1",
-            "--json",
-        ]
-    )
+    sizes = ["--prompt-len", str(settings["prompt"]), "--gen-len", str(settings["generate"]), "--concurrency", counts]
+    got = run_json([tool, "bench", str(artifact), "--threads", str(settings["threads"]), *sizes, "--reps", "1", "--json"])
     cells = {"prefill": got["prefill_tok_s"]["median"], "decode": got["decode_tok_s"]["median"]}
     cells.update({f"at_once_{row['n']}": row["output_tok_s"]["median"] for row in got["concurrent"]})
     return {

@@ -20,16 +20,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import llmc
 
-from benchmarks.compare import PEERS, Peer, commit, machine, peer_python, prepared, run_json, slug, summary
+from benchmarks.compare import PEERS, SETTINGS, Peer, commit, machine, peer_python, prepared, slug, summary, time_llmc
 
 GUIDELLM = Peer("guidellm", ("guidellm==0.8.1",), "guidellm", {})
 PROMPT = GENERATE = 128
 FIGURES = ("output_tok_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s")
+
+
+@dataclass(frozen=True)
+class Server:
+    """What starts a server; `--host` and `--port` are added."""
+
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def free_port() -> int:
@@ -39,23 +48,25 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: list[str], port: int, environment: dict[str, str]) -> Iterator[str]:
-    """The address of a server that answers; it is ended afterwards."""
+def serving(server: Server) -> Iterator[str]:
+    """The address of a server that answers, on a port of its own; it is ended afterwards."""
+    port, name = free_port(), server.command[0]
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+        command = [*server.command, "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **server.environment})
         try:
             for _ in range(600):
                 if process.poll() is not None:
                     log.seek(0)
-                    raise RuntimeError(f"{command[0]} ended with {process.returncode}: {log.read().decode()[-400:]}")
+                    raise RuntimeError(f"{name} ended with {process.returncode}: {log.read().decode()[-400:]}")
                 try:
                     with urllib.request.urlopen(f"{address}/v1/models", timeout=2):
                         break
                 except (urllib.error.URLError, OSError):
                     time.sleep(0.5)
             else:
-                raise RuntimeError(f"{command[0]} does not answer within five minutes")
+                raise RuntimeError(f"{name} does not answer within five minutes")
             yield address
         finally:
             process.terminate()
@@ -96,43 +107,30 @@ def load(guidellm: Path, address: str, tokenizer: Path, at_once: int, requests: 
     return dict(zip(FIGURES, figures, strict=True))
 
 
-def alone(artifact: Path, at_once: int, threads: int) -> float:
-    """Output tokens a second of the same requests without HTTP."""
-    tool = str(Path(sys.executable).parent / "llmc")
-    got = run_json(
-        [tool, "bench", str(artifact), "--threads", str(threads), "--concurrency", str(at_once), "--reps", "1", "--json"]
-    )
-    return float(got["concurrent"][0]["output_tok_s"]["median"])
+def servers(options: argparse.Namespace, artifact: Path, work: Path) -> dict[str, Server]:
+    """Each server by its name, with its model."""
+    threads, most = str(options.threads), max(options.at_once)
+    wanted = {"vllm"} - set(options.without) | ({"llama.cpp"} if options.llama_server else set())
+    peers = {peer.name: (peer, peer_python(peer, Path(options.peers))) for peer in PEERS if peer.name in wanted}
 
+    def model_of(name: str, row: str) -> Path | None:
+        peer, python = peers.get(name, (None, None))
+        return prepared(peer, python, Path(options.source), work, row) if peer and python else None
 
-def commands(options: argparse.Namespace, artifact: Path, work: Path) -> dict[str, tuple[list[str], dict[str, str], int]]:
-    """For each server its command, its environment and its port."""
-    threads, most = str(options.threads), str(max(options.at_once))
-    mine, theirs = free_port(), free_port()
     tool = str(Path(sys.executable).parent / "llmc")
-    found: dict[str, tuple[list[str], dict[str, str], int]] = {
-        f"llmc {options.scheme}": (
-            [tool, "run", str(artifact), "--port", str(mine), "--max-batch", most, "--threads", threads],
-            {},
-            mine,
-        )
-    }
-    vllm = next(peer for peer in PEERS if peer.name == "vllm")
-    python = peer_python(vllm, Path(options.peers)) if "vllm" not in options.without else None
-    if python is not None:
-        model = prepared(vllm, python, Path(options.source), work, "8 bits")
+    found = {f"llmc {options.scheme}": Server([tool, "run", str(artifact), "--max-batch", str(most), "--threads", threads])}
+    if model := model_of("vllm", "8 bits"):
         command = [
-            str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(theirs), "--host", "127.0.0.1", "--dtype", "bfloat16",
-            "--max-model-len", "2048", "--max-num-seqs", most, "--no-enable-prefix-caching",
+            str(peers["vllm"][1]), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", "bfloat16",
+            "--max-model-len", "2048", "--max-num-seqs", str(most), "--no-enable-prefix-caching",
         ]  # fmt: skip
         environment = {"OMP_NUM_THREADS": threads, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
-        found[f"vllm {model.stem.removeprefix('vllm-')}"] = (command, environment, theirs)
-    if options.llama_server:
-        port = free_port()
-        model = work / "q4_0.gguf"
-        command = [options.llama_server, "-m", str(model), "--port", str(port), "--host", "127.0.0.1", "-t", threads, "-np", most,
-                   "-c", str((PROMPT + GENERATE + 64) * max(options.at_once)), "-fa", "off", "-no-kvu"]  # fmt: skip
-        found["llama-server q4_0"] = (command, {}, port)
+        found[f"vllm {model.stem.removeprefix('vllm-')}"] = Server(command, environment)
+    if options.llama_server and (model := model_of("llama.cpp", "4 bits")):
+        context = str((PROMPT + GENERATE + 64) * most)
+        found["llama-server q4_0"] = Server(
+            [options.llama_server, "-m", str(model), "-t", threads, "-np", str(most), "-c", context, "-fa", "off", "-no-kvu"]
+        )
     return found
 
 
@@ -171,7 +169,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers", default=".build/peers")
     parser.add_argument("--work", default=".build/bench")
-    parser.add_argument("--without", action="append", default=[], metavar="PEER")
+    parser.add_argument("--without", action="append", default=[], choices=["vllm"], help="leave this server out")
     parser.add_argument("--llama-server", metavar="BINARY", help="llama.cpp's server, built for this machine")
     options = parser.parse_args()
     work = Path(options.work) / slug(Path(options.source).stem)
@@ -189,25 +187,27 @@ def main() -> int:
     found: dict[tuple[int, str], list[dict[str, float]]] = {}
     without: dict[int, list[float]] = {n: [] for n in options.at_once}
     failed: dict[str, str] = {}
+    against = servers(options, artifact, work)
     for rep in range(options.reps):
-        for name, (command, environment, port) in commands(options, artifact, work).items():
+        for name, server in against.items():
             print(f"{name}: {rep + 1} of {options.reps}", file=sys.stderr, flush=True)
             try:
-                with serving(command, port, environment) as address:
+                with serving(server) as address:
                     load(guidellm, address, tokenizer, 4, 4)  # what comes first is slow everywhere
                     for n in options.at_once:
                         found.setdefault((n, name), []).append(load(guidellm, address, tokenizer, n, n * options.requests))
             except (RuntimeError, subprocess.CalledProcessError, KeyError) as error:
                 failed[name] = " ".join(f"does not run here: {str(error)[-200:]}".split())
         for n in options.at_once:
-            without[n].append(alone(artifact, n, options.threads))
+            got = time_llmc(artifact, {**SETTINGS, "concurrency": [n], "threads": options.threads})
+            without[n].append(got[f"at_once_{n}"])
     here = machine()
     rows = []
     for n in options.at_once:
-        servers: dict[str, Any] = {
+        figures: dict[str, Any] = {
             name: {f: summary([m[f] for m in got]) for f in FIGURES} for (at, name), got in found.items() if at == n
         }
-        rows.append({"at_once": n, "servers": {**servers, **failed}, "alone": summary(without[n])})
+        rows.append({"at_once": n, "servers": {**figures, **failed}, "alone": summary(without[n])})
     result = {
         "machine": here, "threads": options.threads, "reps": options.reps, "commit": commit(), "date": datetime.date.today().isoformat(),
         "load": list(GUIDELLM.requirements), "rows": rows,

@@ -203,8 +203,8 @@ class Scheduler:
             self.expired.append(sequence)
 
     def _budget(self) -> int:
-        """Tokens of the next step. While requests generate, prompts may fill a step up to `mixed_tokens` or double its rows, no more: so the
-        time between tokens stays within about twice its usual. Where few generate and many wait, those many come first."""
+        """Tokens of the next step. While requests generate, prompts may fill a step up to `mixed_tokens` or double its rows, no more. Where
+        few generate and many wait, those many come first."""
         generating = sum(sequence.known - sequence.computed == 1 for sequence in self.running)
         reading = len(self.running) + len(self.waiting) - generating
         return self.max_tokens if 3 * generating <= reading else min(self.max_tokens, max(self.mixed_tokens, 2 * generating))
