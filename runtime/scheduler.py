@@ -131,7 +131,7 @@ class Scheduler:
         self._expire()
         budget, rows_left = self._budget(), self.max_rows
         slices: list[Slice] = []
-        for sequence in list(self.running):
+        for sequence in sorted(self.running, key=lambda s: s.known - s.computed > 1):  # those that generate first
             if sequence.state is not State.RUNNING or budget == 0:
                 continue
             made = self._slice(sequence, budget, rows_left, can_preempt=True)

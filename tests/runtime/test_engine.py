@@ -575,3 +575,17 @@ def test_many_prompts_come_before_few_that_generate():
         engine.submit(request(range(100 * i, 100 * i + 40)))
     engine.step()
     assert engine.executor.steps[-1] == 64
+
+
+def test_a_copy_does_not_wait_for_a_prompt_that_came_before_it():
+    engine, _ = engine_with(64, max_tokens=64, max_sequences=16, max_rows=16, mixed_tokens=8)
+    engine.submit(request(range(5), max_tokens=60))
+    engine.step()
+    two, late = request(range(10, 14), n=2, max_tokens=30, temperature=1.0, seed=3), request(range(100, 220))
+    engine.submit(two)
+    engine.submit(late)
+    for _ in range(9):
+        engine.step()
+    assert len(tokens(two, 0)) == len(tokens(two, 1)) and not tokens(late)
+    finish(engine)
+    assert all(tokens(r, i) == expected(r, i) for r in (two, late) for i in range(r.n))
