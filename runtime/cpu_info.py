@@ -29,7 +29,16 @@ def available_levels() -> tuple[str, ...]:
         return ("aarch64",) if {"asimddp", "asimdhp"} <= flags else ()
     if machine != "x86_64":
         return ()
+    if flags >= AMX and not _tiles_permitted():
+        flags -= AMX - V4
     return tuple(name for name, needs in (("x86-64-amx", AMX), ("x86-64-v4", V4), ("x86-64-v3", V3)) if needs <= flags)
+
+
+def _tiles_permitted() -> bool:
+    """Whether the kernel grants this process AMX tiles, as it does not in some sandboxes: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)."""
+    import ctypes
+
+    return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)
 
 
 def cpu_name() -> str:

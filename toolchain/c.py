@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -53,8 +53,6 @@ LEVELS = {
         ),
     )
 }
-EMULATED_AMX = replace(LEVELS["x86-64-v4"], zig=(*LEVELS["x86-64-v4"].zig, "-DLLMC_AMX", "-DLLMC_AMX_EMULATED"))
-"""The AMX kernels with tiles in plain code: for tests on machines without AMX."""
 FLAGS = (
     "-std=gnu11",
     "-O3",

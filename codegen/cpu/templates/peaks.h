@@ -6,6 +6,22 @@ EXPORT int64_t llmc_peak_read(const char *p, int64_t bytes) {
     for (int j = 1; j < 8; j++) a[0] ^= a[j];
     return a[0][0];
 }
+#if defined(LLMC_AMX)
+/* Operations of one round: four products of tiles, 16 × 16 outputs and 64 bytes of K each. */
+EXPORT int llmc_peak_float_operations(void) { return 4 * 16 * 16 * 32 * 2; }
+EXPORT int llmc_peak_int8_operations(void) { return 4 * 16 * 16 * 64 * 2; }
+INLINE int32_t peak_tiles(int64_t rounds, const int of) {
+    int32_t out[256] __attribute__((aligned(64)));
+    tiles_configure(64);
+    amx_zero(); tile_zero(4); tile_zero(5); tile_zero(6); tile_zero(7);
+    for (int64_t r = 0; r < rounds; r++) { AMX_PRODUCT(0, 4, 6); AMX_PRODUCT(1, 4, 7); AMX_PRODUCT(2, 5, 6); AMX_PRODUCT(3, 5, 7); }
+    tile_store(0, out, 64);
+    tiles_release();
+    return out[0];
+}
+EXPORT float llmc_peak_float(int64_t rounds, float seed) { return seed + peak_tiles(rounds, FLOATS); }
+EXPORT int32_t llmc_peak_int8(int64_t rounds, int32_t seed) { return seed + peak_tiles(rounds, SIGNED); }
+#else
 /* Operations of one round: 12 vectors of 16 lanes, a product and a sum each (and two or four of them where an instruction pairs them). */
 #if defined(__AVX512BF16__)
 EXPORT int llmc_peak_float_operations(void) { return 12 * 16 * 4; }
@@ -51,3 +67,4 @@ EXPORT int32_t llmc_peak_int8(int64_t rounds, int32_t seed) {
     for (int i = 1; i < 12; i++) a[0] += a[i];
     return a[0][0];
 }
+#endif
