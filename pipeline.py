@@ -670,9 +670,13 @@ def _tuning(settings: CompileOptions, targets: Targets) -> Tuning | None:
 
     if not settings.tuning:
         return None
-    if not targets.levels and not settings.gpu_layers:
-        raise UsageError("--tuning has no effect: its tables are of CPU kernels", "give --target cpu as well")
-    return read_tuning(settings.tuning)
+    tuning = read_tuning(settings.tuning)
+    if not targets.levels and not settings.gpu_layers and not any(gpu.name in tuning.levels for gpu in targets.gpus):
+        held = ", ".join(tuning.levels) or "nothing"
+        raise UsageError(
+            f"--tuning has no effect: the table is for {held}", f"make one with llmc tune --target {targets.gpus[0].name}"
+        )
+    return tuning
 
 
 def _enforce_strict(settings: CompileOptions, fallbacks: list[dict[str, str]]) -> None:

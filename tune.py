@@ -1,4 +1,4 @@
-"""`llmc tune`: which numbers of codegen/tuning.py are the fastest on this machine, by timing the compiled kernels themselves.
+"""`llmc tune` for CPUs: which numbers of codegen/tuning.py are the fastest on this machine, by timing the compiled kernels themselves.
 
 A small model of an ordinary shape is compiled once for each scheme; its kernels are then built for one candidate after the other
 and timed beside the best so far, turn by turn, on steps of 1, 8 and 32 tokens of as many sequences and on a prefill. A candidate is
@@ -39,17 +39,17 @@ WORTH = 0.02
 ROUNDS = 9
 
 
-class _Kernels:
-    """An artifact whose kernels are replaced by others."""
+class Kernels:
+    """An artifact some of whose members are replaced by others."""
 
-    def __init__(self, artifact: Artifact, binary: bytes) -> None:
-        self._artifact, self._binary = artifact, binary
+    def __init__(self, artifact: Artifact, files: dict[str, bytes]) -> None:
+        self._artifact, self._files = artifact, files
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._artifact, name)
 
     def read(self, name: str) -> bytes:
-        return self._binary if name.endswith(".so") else self._artifact.read(name)
+        return self._files[name] if name in self._files else self._artifact.read(name)
 
 
 class _Case:
@@ -66,7 +66,7 @@ class _Case:
     def executor(self, tuning: Tuning) -> CpuExecutor:
         emitted = emit(self._graph, self._kv_dtype, Targets(levels=(self.level,)), tuning)
         files, _ = emitted.build(Targets(levels=(self.level,)), "", lambda items, what: items)
-        kernels = cast(Artifact, _Kernels(self.artifact, files[f"kernels/cpu/{self.level}/step.so"]))
+        kernels = cast(Artifact, Kernels(self.artifact, files))
         return CpuExecutor(
             kernels, threads=self._threads, max_tokens=512, max_sequences=32, max_rows=32, context=1024, blocks=64, isa=self.level
         )
@@ -149,13 +149,14 @@ def tune(
                 executor.close()
         for executor in held:
             executor.close()
-    table = {
-        "tuning": VERSION,
-        "provenance": [{
-            "level": level, "cpu": cpu_name(), "threads": count, "llmc": LLMC, "date": datetime.date.today().isoformat(), "tried": tried,
-        }],
-        "levels": {level: {k: v for k, v in best.items() if v != KNOBS[k].values[0]}},
-    }  # fmt: skip
+    found = {k: v for k, v in best.items() if v != KNOBS[k].values[0]}
+    return write_table(out, level, found, cpu=cpu_name(), threads=count, tried=tried)
+
+
+def write_table(out: str | Path, level: str, found: dict[str, Any], **provenance: Any) -> dict[str, Any]:
+    """A table of what was found for a level or chip, which is also returned. Raises EnvironmentLacks where it cannot be written."""
+    known = {"level": level, "llmc": LLMC, "date": datetime.date.today().isoformat()}
+    table = {"tuning": VERSION, "provenance": [known | provenance], "levels": {level: found}}
     partial = Path(f"{out}.partial")
     try:
         partial.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -194,7 +194,7 @@ def emit(
     if targets.gpus:
         from .triton.lower import lower
 
-        plans = [(gpu, lower(parts.second if parts is not None else graph, kv_dtype, gpu, fast)) for gpu in targets.gpus]
+        plans = [(gpu, lower(parts.second if parts is not None else graph, kv_dtype, gpu, fast, tuning)) for gpu in targets.gpus]
         for _, plan in plans:
             named(plan.weights)
     return Emitted(rendered, plans, list(held.values()), tables, first)

@@ -1,4 +1,4 @@
-"""Tuning: how many rows or tiles a CPU kernel takes at a time, by instruction-set level. It changes no bit of what is computed.
+"""Tuning: how much a kernel takes at a time: on CPUs by instruction-set level, on GPUs by chip and product. It changes no bit of what is computed.
 
 A table comes from `llmc tune`; the one that ships with the package is `tuning.json`, where `provenance` says what was measured on which machine.
 """
@@ -6,6 +6,7 @@ A table comes from `llmc tune`; the one that ships with the package is `tuning.j
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from typing import Any
 from ..errors import InputError, nearest
 
 VERSION = 1
+REMAKE = "make the table with llmc tune"
 SHIPPED = Path(__file__).with_name("tuning.json")
 MACROS = {"x86-64-amx": "LLMC_AMX", "x86-64-v4": "__AVX512VNNI__", "x86-64-v3": "__AVX2__", "aarch64": "__aarch64__"}
 """How generated code knows its level, the widest first."""
@@ -36,14 +38,35 @@ KNOBS = {
 at a time, at most."""
 
 
+TUNABLE: dict[str, tuple[int, ...]] = {
+    "bn": (32, 64, 128),
+    "bk": (32, 64, 128, 256, 512, 1024),
+    "stages": tuple(range(1, 11)),
+    "unroll": (1, 2, 4, 8),
+    "registers": tuple(range(32, 249, 8)),
+}
+"""Fields of the tiles of a GPU's products (codegen/triton/tiles.py), and the values that they may have."""
+PRODUCT = re.compile(r"(f32|f16|bf16|f8|i8|int4:g\d+) \d+x\d+")
+"""What a weight is read as, its outputs and inputs."""
+
+
+Fields = Mapping[str, Mapping[str, int]]
+"""Of one product: for a number of rows, as text, the fields of its tile that differ from what a compile chooses."""
+
+
 @dataclass(frozen=True)
 class Tuning:
-    """`levels`: for each level the knobs that differ from their first values."""
+    """`levels`: for each CPU level the knobs that differ from their first values; for each chip, by product and number of rows, the fields of its
+    tile that differ from what a compile chooses."""
 
-    levels: Mapping[str, Mapping[str, int]]
+    levels: Mapping[str, Mapping[str, Any]]
 
     def value(self, level: str, knob: str) -> int:
-        return self.levels.get(level, {}).get(knob, KNOBS[knob].values[0])
+        return int(self.levels.get(level, {}).get(knob, KNOBS[knob].values[0]))
+
+    def tiles(self, chip: str, product: str) -> Fields:
+        found: Fields = self.levels.get(chip, {}).get(product, {})
+        return found
 
     def header(self) -> str:
         """C: the knobs of whichever level is compiled."""
@@ -54,19 +77,22 @@ class Tuning:
         lines += ["#else", *(f"#define {knob.macro} {knob.values[0]}" for knob in KNOBS.values()), "#endif", ""]
         return "\n".join(lines)
 
-    def facts(self) -> dict[str, dict[str, int]]:
+    def facts(self) -> dict[str, Any]:
         return {level: dict(sorted(knobs.items())) for level, knobs in sorted(self.levels.items())}
 
 
 def parse_tuning(levels: Any, where: str) -> Tuning:
     """Checks a table's levels. Raises InputError naming what is unknown."""
     if not isinstance(levels, dict):
-        raise InputError(f"{where}: `levels` is not a mapping", "make the table with llmc tune")
+        raise InputError(f"{where}: `levels` is not a mapping", REMAKE)
     for level, knobs in levels.items():
+        if not isinstance(knobs, dict):
+            raise InputError(f"{where}: {level} is not a mapping", REMAKE)
+        if str(level).partition(":")[0] in ("cuda", "rocm"):
+            _check_chip(level, knobs, where)
+            continue
         if level not in MACROS:
             raise InputError(f"{where}: unknown level {level!r}", nearest(str(level), list(MACROS)))
-        if not isinstance(knobs, dict):
-            raise InputError(f"{where}: {level} is not a mapping", "make the table with llmc tune")
         for name, value in knobs.items():
             if name not in KNOBS:
                 raise InputError(f"{where}: {level} has an unknown knob {name!r}", nearest(str(name), list(KNOBS)))
@@ -74,6 +100,27 @@ def parse_tuning(levels: Any, where: str) -> Tuning:
                 valid = ", ".join(map(str, sorted(KNOBS[name].values)))
                 raise InputError(f"{where}: {name} of {level} cannot be {value!r}", f"it is one of {valid}")
     return Tuning(levels)
+
+
+def _check_chip(chip: str, products: Mapping[str, Any], where: str) -> None:
+    from .triton.target import TARGETS
+
+    if chip not in TARGETS:
+        raise InputError(f"{where}: unknown chip {chip!r}", nearest(chip, list(TARGETS)))
+    for product, tiles in products.items():
+        if not PRODUCT.fullmatch(product) or not isinstance(tiles, dict):
+            raise InputError(f"{where}: {product!r} of {chip} is no product", "products are named as in bf16 4096x14336")
+        for most, fields in tiles.items():
+            if not most.isdigit() or not isinstance(fields, dict):
+                raise InputError(
+                    f"{where}: {product} of {chip} has {most!r} where a number of rows and a tile's fields are", REMAKE
+                )
+            for name, value in fields.items():
+                if name not in TUNABLE:
+                    raise InputError(f"{where}: {product} of {chip} has an unknown field {name!r}", nearest(name, list(TUNABLE)))
+                if isinstance(value, bool) or value not in TUNABLE[name]:
+                    valid = ", ".join(map(str, TUNABLE[name]))
+                    raise InputError(f"{where}: {name} of {product} cannot be {value!r}", f"it is one of {valid}")
 
 
 def read_tuning(path: str | Path) -> Tuning:

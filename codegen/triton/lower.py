@@ -19,6 +19,7 @@ from ...compiler.ir.types import Sym
 from ...errors import UnsupportedError
 from ...runtime.plan import BLOCK, FEW_SPLITS, SHORT, SPLIT, SPLITS
 from ..lowering import CARRY, Cache
+from ..tuning import Tuning
 from . import generic
 from .plan import TYPES, Lowered, Variant, power
 from .products import ProductLowering
@@ -174,7 +175,7 @@ class GpuLowering(ProductLowering):
         self.part_floats = max(self.part_floats, heads * (dvp + 2))
 
 
-def lower(graph: Graph, kv_kind: str, target: GpuTarget, fast: bool = False) -> Lowered:
+def lower(graph: Graph, kv_kind: str, target: GpuTarget, fast: bool = False, tuning: Tuning | None = None) -> Lowered:
     """Lower a graph for one kind of GPU; raises UnsupportedError naming the module and the model's source line. fast: with kernels whose bits
-    depend on how many rows a step has, where there are such."""
-    return GpuLowering(graph, kv_kind, target, fast).run()
+    depend on how many rows a step has, where there are such. tuning: the package's own unless another is given."""
+    return GpuLowering(graph, kv_kind, target, fast, tuning).run()

@@ -14,6 +14,7 @@ from ...errors import UnsupportedError
 from ..hip import build as hip
 from ..layout import BYTES, Buffer, Layout
 from ..lowering import Cache, Lowering, Pointer, WeightSpec, assign_slots
+from ..tuning import Tuning, shipped_tuning
 from . import generic
 from .target import GpuTarget
 
@@ -80,6 +81,8 @@ class Launch:
     scheme: str = ""
     weight_bytes: int = 0
     operations: int = 0
+    product: str = ""
+    """Of a product whose tiles a tuning table may choose: what the table calls it."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,10 @@ class PlanLowering(Lowering):
 
     loops = generic
 
-    def __init__(self, graph: Graph, kv_kind: str, target: GpuTarget, fast: bool = False) -> None:
+    def __init__(self, graph: Graph, kv_kind: str, target: GpuTarget, fast: bool = False, tuning: Tuning | None = None) -> None:
         super().__init__(graph)
         self.target = target
+        self.tuning = tuning or shipped_tuning()
         self.fast = fast and target.family == "rocm"
         if kv_kind not in KV_KINDS:
             raise UnsupportedError(f"a GPU keeps its cache in {', '.join(KV_KINDS)}, not in {kv_kind}", "give another --kv-dtype")

@@ -29,8 +29,6 @@ step with none, 4.19 with 1, 4.21 with 2, 4.26 with 4."""
 NIBBLE_GROUPS = (16, 32, 64, 128, 256)
 APART_ROWS = 64
 """Rows up to which chunks of K are summed apart."""
-WARPS_ROWS = 2
-"""Rows up to which the warps of a program sum the chunks of K of a product with 4-bit integers."""
 GEMV_ROWS, GEMV_OUTPUTS = 4, 16
 """Rows that a product of few takes at most, and outputs that a program of it makes."""
 GPU_SCALES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
@@ -326,11 +324,13 @@ class ProductLowering(PlanLowering):
         facts["weight_bytes"] = self.device[w.codes].bytes
         if w.kind == "float" or read == "f8" or whole:
             element = BYTES[read]
-            tiles = float_tiles(self.target, packed, k, read, aligned=ldx * element % 16 == 0 and offset * element % 16 == 0)
+            aligned = ldx * element % 16 == 0 and offset * element % 16 == 0
+            name = f"{read} {packed}x{k}"
+            tiles = float_tiles(self.target, packed, k, read, self.tuning.tiles(self.target.name, name), aligned=aligned)
             types = [TYPES[read], TYPES[read], w.scale_type, "*fp32", *types]
             variants = self._few("gemv", types, rows, packed, EACH=16 // element, SCALED=element == 1, **constants)
             variants += [self._float_variant(tile, element, types, rows, SCALED=element == 1, **constants) for tile in tiles]
-            self._launch(node, [x, items[0], items[1], scale, *last], variants, **facts)
+            self._launch(node, [x, items[0], items[1], scale, *last], variants, product=name, **facts)
             return
         coded = [TYPES[read], *held, "*fp32", "*fp32", *types]
         variants, finished = [], 0
@@ -368,7 +368,8 @@ class ProductLowering(PlanLowering):
     ) -> None:  # fmt: skip
         """A product with 4-bit integers in groups, in bfloat16."""
         packed, k, group = constants["N"], constants["K"], scheme.group
-        cut = nibble_cut(self.target, packed, k, group)
+        name = f"int4:g{group} {packed}x{k}"
+        cut = nibble_cut(self.target, packed, k, group, self.tuning.tiles(self.target.name, name))
         width, zero, turned = cut.width, 0 if scheme.asymmetric else 8, bool(gated)
         groups, held = -(-k // group), -(-width // group)
         made = self._kernel(
@@ -397,7 +398,7 @@ class ProductLowering(PlanLowering):
             kernel = self._kernel(
                 "linear", "few_nibbles", signature, cut.chunks, 1, few.registers, DEPTH=few.depth, EARLY=few.early, **constants
             )
-            variants.append(Variant(WARPS_ROWS, kernel, [["1", packed, 16]]))
+            variants.append(Variant(few.most, kernel, [["1", packed, 16]]))
         for tile in cut.tiles:
             kernel = self._kernel(
                 "linear", "linear_nibbles", signature, tile.warps, tile.stages, BN=tile.bn, BM=tile.bm, APART=tile.apart, UNROLL=tile.unroll, STAGES=tile.stages, **constants,
@@ -405,8 +406,8 @@ class ProductLowering(PlanLowering):
             grid = [["1", packed, tile.bn], [*generic.lanes_of(rows), tile.bm], ["1", cut.parts if tile.apart else 1, 1]]
             variants.append(Variant(tile.most, kernel, grid))
         given = [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last]
-        self._launch(node, given, variants, weight_bytes=self.device[codes].bytes, **facts)
-        self._close(node, last, types, constants, cut.parts, rows, WARPS_ROWS if few is not None else 0)
+        self._launch(node, given, variants, weight_bytes=self.device[codes].bytes, product=name, **facts)
+        self._close(node, last, types, constants, cut.parts, rows, few.most if few is not None else 0)
 
     def _float_variant(self, tile: Tile, element: int, types: list[str], rows: Dim, **constants: Any) -> Variant:
         n = constants["N"]

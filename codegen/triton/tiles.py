@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from ...errors import InputError
+from ..tuning import REMAKE, TUNABLE, Fields
 from .plan import up
 from .target import GpuTarget, KiB
+
+AnyTile = TypeVar("AnyTile", "Tile", "NibbleTile", "FewRows")
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,30 @@ class Tile:
     parts: int = 1
 
 
-def float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) -> list[Tile]:
-    """Tiles of a product with a weight [n, k] of a float type, or of 8-bit integers, for growing numbers of rows. aligned: rows of the input lie on 16 bytes.
+def float_tiles(target: GpuTarget, n: int, k: int, kind: str, table: Fields, *, aligned: bool) -> list[Tile]:
+    """Tiles of a product with a weight [n, k] of a float type, or of 8-bit integers, for growing numbers of rows. table: what a tuning table
+    has for it; aligned: rows of the input lie on 16 bytes. Raises InputError for a table that does not fit."""
+    tiles = _tuned(_float_tiles(target, n, k, kind, aligned=aligned), table)
+    for tile in tiles:
+        given = table.get(str(tile.most), {})
+        few = tile.bn < 64 and (kind == "f8" or target.generation == 100)
+        if given and (tile.bk > _deepest(k, kind) or few or (tile.programs and set(given) != {"stages"})):
+            raise InputError(
+                f"the tuning table's tile of {kind} {n}x{k} for {tile.most} rows does not fit: {dict(given)}", REMAKE
+            )
+    return tiles
+
+
+def _deepest(k: int, kind: str) -> int:
+    """The most values of K that a step may have: of one step, the compiler would add a residual before the products, not after them."""
+    deepest = 64 if kind in ("f8", "i8") else 32
+    while 4 * deepest <= k:
+        deepest *= 2
+    return deepest
+
+
+def _float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) -> list[Tile]:
+    """What fits, or was measured.
 
     Few rows: what counts is bytes on the way to every multiprocessor, so narrow tiles where there are few outputs (H200, 1 row of
     4096×14336: 30.8 µs with 32 outputs a program, 32.4 with 64; of 28672×4096: 56.7 with 64). Bits are those of any other tile: on an
@@ -39,12 +66,9 @@ def float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool) 
     count = -(-n // 64)
     narrow = count < target.processors and target.generation != 100 and kind != "f8"
     wide = count >= 2 * target.processors
-    deepest = 32 * half
-    while 4 * deepest <= k:
-        deepest *= 2
+    deepest = _deepest(k, kind)
 
     def tile(most: int, bn: int, bm: int, bk: int, warps: int, stages: int, **more: Any) -> Tile:
-        """K in two steps at least: of one step, the compiler would add a residual before the products, not after them."""
         return Tile(most, bn, bm, min(bk * half, deepest), warps, _stages(target, (bn + bm) * bk * 2, stages), **more)
 
     if target.family != "cuda":
@@ -88,8 +112,10 @@ class NibbleTile:
 
 @dataclass(frozen=True)
 class FewRows:
-    """The kernel for one or two rows: `depth` steps on the way, in so many `registers` a thread; `early`: the next launch may begin with it."""
+    """The kernel for at most `most` rows, whose programs' warps sum the chunks of K: `depth` steps on the way, in so many `registers` a thread;
+    `early`: the next launch may begin with it."""
 
+    most: int
     depth: int
     registers: int
     early: bool
@@ -116,14 +142,15 @@ def parts_of(target: GpuTarget, n: int, steps: int) -> int:
     return parts
 
 
+WARPS_ROWS = 2
 PADDED = 1.07
 """How much longer K may be made so that it falls into more chunks."""
 REGISTERS = 65536
 """Of a multiprocessor."""
 
 
-def nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
-    """Of a weight [n, k] in groups of `group` values.
+def nibble_cut(target: GpuTarget, n: int, k: int, group: int, table: Fields) -> NibbleCut:
+    """Of a weight [n, k] in groups of `group` values; table: what a tuning table has for it. Raises InputError for one that does not fit.
 
     One row waits for itself: a step's products hang on the last's. So K is cut, whatever the number of rows: into chunks, one for each warp
     of a program with few rows, and into parts, one for each program of a tile with more. H200, one row, µs in 4, 8 and 16 chunks:
@@ -147,7 +174,13 @@ def nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
         return NibbleTile(most, bn, bm, warps, _stages(target, size, stages), unroll, parts > 1 and most > 0)
 
     if target.family != "cuda":
-        return NibbleCut(width, chunks, parts, None, (tile(16, 64, 16, 4, 2), tile(64, 64, 64, 4, 1), tile(0, 64, 64, 4, 1)))
+        return NibbleCut(
+            width,
+            chunks,
+            parts,
+            None,
+            tuple(_tuned([tile(16, 64, 16, 4, 2), tile(64, 64, 64, 4, 1), tile(0, 64, 64, 4, 1)], table)),
+        )
     few, small = None, [tile(16, 64, 16, 4, 3)]
     if target.generation != 100:
         depth = step // 64
@@ -155,10 +188,53 @@ def nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
             depth *= 2
         programs = min(4, -(-4 * count // target.processors))
         registers = REGISTERS // (32 * chunks * programs) // 8 * 8
-        few = FewRows(depth, min(registers, 248), depth == steps)
+        few = FewRows(WARPS_ROWS, depth, min(registers, 248), depth == steps)
         small = [tile(8, 32, 8, 2, 4, 4), tile(16, 32, 16, 2, 4), tile(32, 64, 32, 4, 4)]
     deep = target.shared_bytes >= 160 * KiB and (parts == 1 or k > 2 * n)
-    return NibbleCut(width, chunks, parts, few, (*small, tile(64, 64, 64, 4, 3), tile(0, 64, 128 if deep else 64, 4, 3)))
+    tiles = [*small, tile(64, 64, 64, 4, 3), tile(0, 64, 128 if deep else 64, 4, 3)]
+    if few is not None:
+        (few,) = _tuned([few], table)
+    chosen = _tuned(tiles, table)
+    if any(steps % t.unroll or t.unroll % (step // 64) for t in chosen):
+        raise InputError(f"the tuning table's unroll for int4:g{group} {n}x{k} does not divide its {steps} steps", REMAKE)
+    return NibbleCut(width, chunks, parts, few, tuple(chosen))
+
+
+def _tuned(tiles: Sequence[AnyTile], table: Fields) -> list[AnyTile]:
+    """The tiles with a tuning table's fields. A warp of a product with 4-bit integers has 16 outputs, so its warps follow."""
+    made = []
+    for tile in tiles:
+        fields: dict[str, Any] = dict(table.get(str(tile.most), {}))
+        if unknown := set(fields) - {f for f in TUNABLE if hasattr(tile, f)}:
+            raise InputError(
+                f"the tuning table has {', '.join(sorted(unknown))} for {tile.most} rows, where there is none", REMAKE
+            )
+        if isinstance(tile, NibbleTile) and "bn" in fields:
+            fields["warps"] = fields["bn"] // 16
+        made.append(replace(tile, **fields))
+    return made
+
+
+def candidates(target: GpuTarget, tile: Tile | NibbleTile | FewRows) -> list[dict[str, int]]:
+    """What `llmc tune` tries in a tile's place, one field at a time. None changes the order in which a product is summed."""
+    if isinstance(tile, FewRows):
+        return [
+            {"registers": r} for r in (tile.registers - 32, tile.registers + 32, 248) if r != tile.registers and 32 <= r <= 248
+        ]
+    tried: list[dict[str, int]] = [{"stages": tile.stages + more} for more in (-1, 1, 2)]
+    if isinstance(tile, NibbleTile):
+        tried += [{"bn": 96 - tile.bn}] if tile.bn in (32, 64) else []
+        tried += [{"unroll": n} for n in (tile.unroll // 2, tile.unroll * 2) if n]
+    elif not tile.programs:
+        tried += [{"bn": n} for n in (32, 64, 128) if n != tile.bn]
+        tried += [{"bk": n} for n in (tile.bk // 2, tile.bk * 2)]
+    return [fields for fields in tried if all(v in TUNABLE[f] for f, v in fields.items()) and _fits(target, tile, fields)]
+
+
+def _fits(target: GpuTarget, before: Tile | NibbleTile, fields: dict[str, Any]) -> bool:
+    tile = replace(before, **fields)
+    size = (tile.bm * 128 + tile.bn * 32) * tile.unroll if isinstance(tile, NibbleTile) else (tile.bn + tile.bm) * tile.bk * 2
+    return size * tile.stages <= target.shared_bytes
 
 
 def _stages(target: GpuTarget, size: int, most: int) -> int:
