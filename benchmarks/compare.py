@@ -22,6 +22,8 @@ from typing import Any
 
 import llmc
 
+from benchmarks.bars import plot
+
 SETTINGS = {"prompt": 512, "generate": 128, "concurrency": [8, 32], "concurrent_prompt": 128, "concurrent_generate": 128}
 WORKERS = Path(__file__).parent / "peers"
 
@@ -269,6 +271,7 @@ def main() -> int:
             rows[:] = [*(row for row in rows if row["scheme"] != scheme), row_of(name, scheme, cells_of(settings), found, failed)]
             Path(f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")  # what has been timed is kept, whatever comes
             Path(f"{stem}.md").write_text(table(result))
+            Path(f"{stem}.svg").write_text(plot(result))
     print(table(result))
     return 0
 
