@@ -2,7 +2,7 @@
 
 Each server answers `--requests` times as many requests as are kept open at once, of 128 random words' tokens in and 128 out, streamed. The server
 and the load generator share this machine's processors, so `llmc bench` without HTTP is timed beside them, and a load generator that works harder
-for more tokens a second weighs on the faster server. Writes benchmarks/results/DATE-http-MODEL-LEVEL.json and a table.
+for more tokens a second weighs on the faster server. With `--light` the load is light_load.py's, which takes little of the processors. Writes benchmarks/results/DATE-http-MODEL-LEVEL.json and a table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import datetime
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from benchmarks.compare import PEERS, SETTINGS, Peer, commit, machine, peer_pyth
 
 GUIDELLM = Peer("guidellm", ("guidellm==0.8.1",), "guidellm", {})
 PROMPT = GENERATE = 128
-FIGURES = ("output_tok_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s")
+FIGURES = ("output_tok_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "load_cpu_s")
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,17 @@ def serving(server: Server) -> Iterator[str]:
                 process.wait()
 
 
+def light_load(address: str, at_once: int, requests: int) -> dict[str, float]:
+    """What light_load.py saw of `requests` requests, `at_once` of them open at a time."""
+    with urllib.request.urlopen(f"{address}/v1/models", timeout=10) as answer:
+        model = json.load(answer)["data"][0]["id"]
+    command = [sys.executable, "-m", "benchmarks.light_load", address, model, str(at_once), str(requests)]
+    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+
+
 def load(guidellm: Path, address: str, tokenizer: Path, at_once: int, requests: int) -> dict[str, float]:
     """What guidellm saw of `requests` requests, `at_once` of them open at a time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         subprocess.run(
@@ -92,6 +102,7 @@ def load(guidellm: Path, address: str, tokenizer: Path, at_once: int, requests: 
             check=True, stdout=sys.stderr,
         )  # fmt: skip
         metrics = json.loads(report.read_text())["benchmarks"][0]["metrics"]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = {
         name: metrics[name]["successful"]
         for name in ("output_tokens_per_second", "time_to_first_token_ms", "inter_token_latency_ms")
@@ -103,6 +114,7 @@ def load(guidellm: Path, address: str, tokenizer: Path, at_once: int, requests: 
         first["p99"] / 1e3,
         between["p50"] / 1e3,
         between["p99"] / 1e3,
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
     )
     return dict(zip(FIGURES, figures, strict=True))
 
@@ -136,24 +148,25 @@ def servers(options: argparse.Namespace, artifact: Path, work: Path) -> dict[str
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['machine']['cpu']}, {result['threads']} threads shared by server and load generator, {result['reps']} alternating repetitions,"
+        f"{result['machine']['cpu']}, {result['threads']} threads shared by server and load ({', '.join(result['load'])}), {result['reps']} alternating repetitions,"
         f" medians (min to max); {PROMPT} tokens in and {GENERATE} out, streamed; commit {result['commit']}",
         "",
-        "| requests at once | server | output tokens/s | to first token p50, p99 | between tokens p50, p99 |",
-        "|---|---|---|---|---|",
+        "| requests at once | server | output tokens/s | to first token p50, p99 | between tokens p50, p99 | processor time of the load |",
+        "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         for name, got in row["servers"].items():
             if isinstance(got, str):
-                lines.append(f"| {row['at_once']} | {name}: {got} | | | |")
+                lines.append(f"| {row['at_once']} | {name}: {got} | | | | |")
                 continue
-            rate, first, first99, between, between99 = (got[f] for f in FIGURES)
+            rate, first, first99, between, between99, used = (got[f] for f in FIGURES)
             lines.append(
                 f"| {row['at_once']} | {name} | {rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f}) |"
                 f" {first['median']:.2f} s, {first99['median']:.2f} s | {1e3 * between['median']:.0f} ms, {1e3 * between99['median']:.0f} ms |"
+                f" {used['median']:.1f} s |"
             )
         lines.append(
-            f"| {row['at_once']} | llmc without HTTP | {row['alone']['median']:.0f} ({row['alone']['min']:.0f} to {row['alone']['max']:.0f}) | | |"
+            f"| {row['at_once']} | llmc without HTTP | {row['alone']['median']:.0f} ({row['alone']['min']:.0f} to {row['alone']['max']:.0f}) | | | |"
         )
     return "\n".join(lines) + "\n"
 
@@ -164,6 +177,7 @@ def main() -> int:
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--scheme", default="int4:g32/int8", help="llmc's scheme; vLLM takes its 8 bits, llama.cpp its Q4_0")
     parser.add_argument("--at-once", type=lambda text: [int(n) for n in text.split(",")], default=[32, 100], metavar="N,N")
+    parser.add_argument("--light", action="store_true", help="the load of light_load.py, without guidellm")
     parser.add_argument("--requests", type=int, default=2, help="as many times the number at once")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -174,8 +188,8 @@ def main() -> int:
     options = parser.parse_args()
     work = Path(options.work) / slug(Path(options.source).stem)
     work.mkdir(parents=True, exist_ok=True)
-    guidellm = peer_python(GUIDELLM, Path(options.peers))
-    if guidellm is None:
+    guidellm = None if options.light else peer_python(GUIDELLM, Path(options.peers))
+    if guidellm is None and not options.light:
         return 3
     artifact, tokenizer = work / f"{slug(options.scheme)}.llmc", work / "tokenizer"
     llmc.compile(options.source, artifact, quant=options.scheme, target="cpu:native", force=True)
@@ -184,6 +198,10 @@ def main() -> int:
 
         path = Path(options.source)
         AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(tokenizer)
+
+    def loaded(address: str, at_once: int, requests: int) -> dict[str, float]:
+        return load(guidellm, address, tokenizer, at_once, requests) if guidellm else light_load(address, at_once, requests)
+
     found: dict[tuple[int, str], list[dict[str, float]]] = {}
     without: dict[int, list[float]] = {n: [] for n in options.at_once}
     failed: dict[str, str] = {}
@@ -193,9 +211,9 @@ def main() -> int:
             print(f"{name}: {rep + 1} of {options.reps}", file=sys.stderr, flush=True)
             try:
                 with serving(server) as address:
-                    load(guidellm, address, tokenizer, 4, 4)  # what comes first is slow everywhere
+                    loaded(address, 4, 4)  # what comes first is slow everywhere
                     for n in options.at_once:
-                        found.setdefault((n, name), []).append(load(guidellm, address, tokenizer, n, n * options.requests))
+                        found.setdefault((n, name), []).append(loaded(address, n, n * options.requests))
             except (RuntimeError, subprocess.CalledProcessError, KeyError) as error:
                 failed[name] = " ".join(f"does not run here: {str(error)[-200:]}".split())
         for n in options.at_once:
@@ -210,9 +228,12 @@ def main() -> int:
         rows.append({"at_once": n, "servers": {**figures, **failed}, "alone": summary(without[n])})
     result = {
         "machine": here, "threads": options.threads, "reps": options.reps, "commit": commit(), "date": datetime.date.today().isoformat(),
-        "load": list(GUIDELLM.requirements), "rows": rows,
+        "load": list(GUIDELLM.requirements) if guidellm else ["light_load.py"], "rows": rows,
     }  # fmt: skip
-    stem = Path(options.out) / f"{result['date']}-http-{slug(Path(options.source).stem)}-{here['levels'][0]}"
+    stem = (
+        Path(options.out)
+        / f"{result['date']}-http{'-light' if options.light else ''}-{slug(Path(options.source).stem)}-{here['levels'][0]}"
+    )
     stem.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     Path(f"{stem}.md").write_text(table(result))
