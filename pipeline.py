@@ -666,16 +666,16 @@ def _manifest(
 
 def _tuning(settings: CompileOptions, targets: Targets) -> Tuning | None:
     """The tuning table that was given, if one was."""
+    from .codegen.emit import CPU_LEVELS
     from .codegen.tuning import read_tuning
 
     if not settings.tuning:
         return None
     tuning = read_tuning(settings.tuning)
-    if not targets.levels and not settings.gpu_layers and not any(gpu.name in tuning.levels for gpu in targets.gpus):
+    used = {*targets.levels, *(gpu.name for gpu in targets.gpus), *(CPU_LEVELS if settings.gpu_layers else ())}
+    if not used & set(tuning.levels):
         held = ", ".join(tuning.levels) or "nothing"
-        raise UsageError(
-            f"--tuning has no effect: the table is for {held}", f"make one with llmc tune --target {targets.gpus[0].name}"
-        )
+        raise UsageError(f"--tuning has no effect: the table is for {held}", f"the targets are {', '.join(targets.names)}")
     return tuning
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from .codegen.emit import Targets, emit
 from .codegen.triton.target import TARGETS, GpuTarget, gpu_target
-from .codegen.triton.tiles import FewRows, NibbleTile, Tile, candidates
+from .codegen.triton.tiles import candidates
 from .codegen.tuning import Tuning
 from .errors import EnvironmentLacks, LlmcError, UsageError
 from .runtime.artifact import Artifact, open_artifact
@@ -83,22 +83,10 @@ class _Case:
             raise
         return made, owners
 
-    def tiles(self) -> dict[Key, Tile | NibbleTile | FewRows]:
-        """The tiles that a compile chooses."""
-        from .codegen.triton.tiles import float_tiles, nibble_cut
-
-        found: dict[Key, Tile | NibbleTile | FewRows] = {}
-        for product in sorted({launch.product for launch in self.lowered({})[0].plans[0][1].launches} - {""}):
-            kind, _, shape = product.partition(" ")
-            n, k = map(int, shape.split("x"))
-            tiles: Sequence[Tile | NibbleTile | FewRows]
-            if kind.startswith("int4"):
-                cut = nibble_cut(self._gpu, n, k, int(kind.partition(":g")[2]), {})
-                tiles = [*([cut.few] if cut.few is not None else []), *cut.tiles]
-            else:
-                tiles = float_tiles(self._gpu, n, k, kind, {}, aligned=True)
-            found |= {(product, str(tile.most)): tile for tile in tiles}
-        return found
+    def candidates(self) -> dict[Key, list[dict[str, int]]]:
+        """What is tried for each kernel of a product."""
+        products = sorted({launch.product for launch in self.lowered({})[0].plans[0][1].launches} - {""})
+        return {(p, most): fields for p in products for most, fields in candidates(self._gpu, p).items()}
 
     def batch(self, sequences: int, tokens: int) -> Batch:
         total, columns = sequences * tokens, -(-tokens // 32)
@@ -146,7 +134,7 @@ def tune_gpu(
     quants: Sequence[str] = SCHEMES,
     each: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
 ) -> dict[str, Any]:
-    """Search, and write the table. target: cuda, rocm, or a chip's whole name; model: a folder or hub id whose configuration gives the shapes of
+    """Search, and write the table, after each scheme what is known by then. target: cuda, rocm, or a chip's whole name; model: a folder or hub id whose configuration gives the shapes of
     products (default: Llama-3.1-8B's). Raises EnvironmentLacks where no such device is here, UsageError for a name that is none.
 
     Returns what the file says: `levels`, for the chip the fields of tiles that differ from what a compile chooses; `provenance`, with the
@@ -155,16 +143,17 @@ def tune_gpu(
     gpu = _device(target)
     found: Choice = {}
     tried: list[dict[str, Any]] = []
+    table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="llmc-tune-") as folder:
         for scheme, path in _compiled(Path(folder), gpu, model, quants):
             case = _Case(path, gpu)
-            best = _search(case, {key: candidates(gpu, tile) for key, tile in case.tiles().items()}, scheme, tried, each)
-            found |= best
-    return write_table(out, gpu.name, as_table(found), model=model or "llama 8B", quants=list(quants), tried=tried)
+            found |= _search(case, case.candidates(), scheme, tried, each)
+            table = write_table(out, gpu.name, as_table(found), model=model or "llama 8B", quants=list(quants), tried=tried)
+    return table
 
 
 def _search(
-    case: _Case, open_: dict[Key, list[dict[str, int]]], scheme: str, tried: list[dict[str, Any]], each: Callable[[Iterable[Any], str], Iterable[Any]],
+    case: _Case, open_to: dict[Key, list[dict[str, int]]], scheme: str, tried: list[dict[str, Any]], each: Callable[[Iterable[Any], str], Iterable[Any]],
 ) -> Choice:  # fmt: skip
     """The best tiles of a scheme's products."""
     best: Choice = {}
@@ -172,8 +161,8 @@ def _search(
         executor, owners = case.executor({})
         held.callback(lambda: executor.close())
         bits = case.bits(executor)
-        for turn in each(range(max(map(len, open_.values()), default=0)), f"candidates of {scheme}"):
-            proposal = {key: {**best.get(key, {}), **fields[turn]} for key, fields in open_.items() if turn < len(fields)}
+        for turn in each(range(max(map(len, open_to.values()), default=0)), f"candidates of {scheme}"):
+            proposal = {key: {**best.get(key, {}), **fields[turn]} for key, fields in open_to.items() if turn < len(fields)}
             other, theirs, sound = _sound(case, best, proposal, bits)
             tried += [
                 {"product": p, "rows": int(m), **proposal[p, m], "refused": True} for p, m in proposal if (p, m) not in sound
@@ -199,18 +188,19 @@ def _search(
 
 
 def _sound(
-    case: _Case, best: Choice, proposal: Choice, bits: list[bytes]
+    case: _Case, best: Choice, proposal: Choice, bits: list[bytes], *, again: bool = True
 ) -> tuple[LaunchExecutor | None, dict[str, Key], Choice]:
-    """An executor with the part of a proposal that compiles, fits, and keeps the bits; that part."""
+    """An executor with the part of a proposal that compiles, runs, and keeps the bits; that part. Without `again`, all of it or nothing."""
+    executor = None
     try:
         executor, owners = case.executor({**best, **proposal})
-    except LlmcError:
-        pass
-    else:
         if case.bits(executor) == bits:
             return executor, owners, proposal
+    except LlmcError:
+        pass
+    if executor is not None:
         executor.close()
-    if len(proposal) <= 1:
+    if len(proposal) <= 1 or not again:
         return None, {}, {}
     keys = list(proposal)
     kept: Choice = {}
@@ -219,7 +209,7 @@ def _sound(
         kept |= sound
         if made is not None:
             made.close()
-    return _sound(case, best, kept, bits) if kept else (None, {}, {})
+    return _sound(case, best, kept, bits, again=False) if kept else (None, {}, {})
 
 
 def _device(target: str) -> GpuTarget:

@@ -21,16 +21,16 @@ MARK = b"data: "
 
 async def ask(host: str, port: int, body: bytes) -> tuple[float, list[float]]:
     """One request: when it began, and when each of its chunks came."""
-    began, came, tail = time.perf_counter(), [], b""
+    began, came, seen, ended = time.perf_counter(), [], b"", False
     reader, writer = await asyncio.open_connection(host, port)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     while data := await reader.read(1 << 16):
-        seen = tail + data
+        seen = seen[-len(MARK) + 1 :] + data  # what is kept is shorter than a mark, so none is counted twice
         came += [time.perf_counter()] * seen.count(MARK)
-        tail = seen[-len(MARK) + 1 :]
+        ended = ended or b"[DONE]" in seen
     writer.close()
-    if b"[DONE]" not in seen:
+    if not ended:
         raise RuntimeError(f"a stream did not end: {seen[-200:].decode(errors='replace')}")
     return began, came[: GENERATE + 1]
 

@@ -52,7 +52,7 @@ PATHS = ("source", "out", "dump_ir", "calibration", "plot", "tuning", "work", "t
     is_flag=True,
     help="On rocm targets: kernels for few rows whose bits depend on what else is in the batch.",
 )
-@click.option("--tuning", default="", metavar="TABLE.json", help="A table by llmc tune: how much CPU kernels take at a time.")
+@click.option("--tuning", default="", metavar="TABLE.json", help="A table by llmc tune: how much kernels take at a time.")
 @click.option("--lora", multiple=True, metavar="DIR", help="Merge a LoRA adapter (PEFT's folder), DIR or DIR=SCALE; repeatable.")
 @as_json
 @debug

@@ -46,6 +46,8 @@ TUNABLE: dict[str, tuple[int, ...]] = {
     "registers": tuple(range(32, 249, 8)),
 }
 """Fields of the tiles of a GPU's products (codegen/triton/tiles.py), and the values that they may have."""
+ROWS = ("2", "8", "16", "32", "64", "1024", "0")
+"""Up to how many rows a kernel takes; 0: any number."""
 PRODUCT = re.compile(r"(f32|f16|bf16|f8|i8|int4:g\d+) \d+x\d+")
 """What a weight is read as, its outputs and inputs."""
 
@@ -111,9 +113,10 @@ def _check_chip(chip: str, products: Mapping[str, Any], where: str) -> None:
         if not PRODUCT.fullmatch(product) or not isinstance(tiles, dict):
             raise InputError(f"{where}: {product!r} of {chip} is no product", "products are named as in bf16 4096x14336")
         for most, fields in tiles.items():
-            if not most.isdigit() or not isinstance(fields, dict):
+            if most not in ROWS or not isinstance(fields, dict):
                 raise InputError(
-                    f"{where}: {product} of {chip} has {most!r} where a number of rows and a tile's fields are", REMAKE
+                    f"{where}: {product} of {chip} has {most!r} where a number of rows and a tile's fields are",
+                    f"numbers of rows are {', '.join(ROWS)}",
                 )
             for name, value in fields.items():
                 if name not in TUNABLE:

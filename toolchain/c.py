@@ -83,9 +83,9 @@ def toolchain(cc: str = "") -> str:
     return out.stdout.splitlines()[0].strip()
 
 
-def build(sources: dict[str, str], level: str | Level, cc: str = "", *, main: str = "step.c", use_cache: bool = True) -> bytes:
+def build(sources: dict[str, str], level: str, cc: str = "", *, main: str = "step.c", use_cache: bool = True) -> bytes:
     """Compile the file `main` of the sources for a level; the same sources, level and compiler give the same bytes, in any folder."""
-    chosen = LEVELS[level] if isinstance(level, str) else level
+    chosen = LEVELS[level]
     flags = chosen.gcc if cc else chosen.zig
     command = [
         *(shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc"]),

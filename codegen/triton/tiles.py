@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -36,11 +36,12 @@ def float_tiles(target: GpuTarget, n: int, k: int, kind: str, table: Fields, *, 
     tiles = _tuned(_float_tiles(target, n, k, kind, aligned=aligned), table)
     for tile in tiles:
         given = table.get(str(tile.most), {})
-        few = tile.bn < 64 and (kind == "f8" or target.generation == 100)
-        if given and (tile.bk > _deepest(k, kind) or few or (tile.programs and set(given) != {"stages"})):
-            raise InputError(
-                f"the tuning table's tile of {kind} {n}x{k} for {tile.most} rows does not fit: {dict(given)}", REMAKE
-            )
+        narrow = tile.bn < 64 and (kind == "f8" or target.generation == 100)
+        shared = (tile.bn + tile.bm) * tile.bk * tile.stages * {"f32": 4, "f8": 1, "i8": 1}.get(kind, 2)
+        if given and (
+            narrow or tile.bk > _deepest(k, kind) or shared > target.shared_bytes or (tile.programs and set(given) != {"stages"})
+        ):
+            raise _misfit(f"{kind} {n}x{k}", tile.most, given)
     return tiles
 
 
@@ -150,7 +151,27 @@ REGISTERS = 65536
 
 
 def nibble_cut(target: GpuTarget, n: int, k: int, group: int, table: Fields) -> NibbleCut:
-    """Of a weight [n, k] in groups of `group` values; table: what a tuning table has for it. Raises InputError for one that does not fit.
+    """Of a weight [n, k] in groups of `group` values; table: what a tuning table has for it. Raises InputError for one that does not fit."""
+    cut = _nibble_cut(target, n, k, group)
+    few = _tuned([cut.few], table)[0] if cut.few is not None else None
+    tiles = _tuned(cut.tiles, table)
+    step, steps = max(64, group) // 64, cut.width // 64 // cut.chunks
+    for tile in tiles:
+        given = table.get(str(tile.most), {})
+        apart = steps % tile.unroll != 0 or tile.unroll % step != 0
+        if given and (apart or (tile.bm * 128 + tile.bn * 32) * tile.unroll * tile.stages > target.shared_bytes):
+            raise _misfit(f"int4:g{group} {n}x{k}", tile.most, given)
+    if few is not None and str(few.most) in table and few.registers * 32 * cut.chunks > REGISTERS:
+        raise _misfit(f"int4:g{group} {n}x{k}", few.most, table[str(few.most)])
+    return replace(cut, few=few, tiles=tuple(tiles))
+
+
+def _misfit(product: str, most: int, given: Mapping[str, int]) -> InputError:
+    return InputError(f"the tuning table's tile of {product} for {most} rows does not fit: {dict(given)}", REMAKE)
+
+
+def _nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
+    """What fits, or was measured.
 
     One row waits for itself: a step's products hang on the last's. So K is cut, whatever the number of rows: into chunks, one for each warp
     of a program with few rows, and into parts, one for each program of a tile with more. H200, one row, µs in 4, 8 and 16 chunks:
@@ -174,13 +195,7 @@ def nibble_cut(target: GpuTarget, n: int, k: int, group: int, table: Fields) -> 
         return NibbleTile(most, bn, bm, warps, _stages(target, size, stages), unroll, parts > 1 and most > 0)
 
     if target.family != "cuda":
-        return NibbleCut(
-            width,
-            chunks,
-            parts,
-            None,
-            tuple(_tuned([tile(16, 64, 16, 4, 2), tile(64, 64, 64, 4, 1), tile(0, 64, 64, 4, 1)], table)),
-        )
+        return NibbleCut(width, chunks, parts, None, (tile(16, 64, 16, 4, 2), tile(64, 64, 64, 4, 1), tile(0, 64, 64, 4, 1)))
     few, small = None, [tile(16, 64, 16, 4, 3)]
     if target.generation != 100:
         depth = step // 64
@@ -191,13 +206,7 @@ def nibble_cut(target: GpuTarget, n: int, k: int, group: int, table: Fields) -> 
         few = FewRows(WARPS_ROWS, depth, min(registers, 248), depth == steps)
         small = [tile(8, 32, 8, 2, 4, 4), tile(16, 32, 16, 2, 4), tile(32, 64, 32, 4, 4)]
     deep = target.shared_bytes >= 160 * KiB and (parts == 1 or k > 2 * n)
-    tiles = [*small, tile(64, 64, 64, 4, 3), tile(0, 64, 128 if deep else 64, 4, 3)]
-    if few is not None:
-        (few,) = _tuned([few], table)
-    chosen = _tuned(tiles, table)
-    if any(steps % t.unroll or t.unroll % (step // 64) for t in chosen):
-        raise InputError(f"the tuning table's unroll for int4:g{group} {n}x{k} does not divide its {steps} steps", REMAKE)
-    return NibbleCut(width, chunks, parts, few, tuple(chosen))
+    return NibbleCut(width, chunks, parts, few, (*small, tile(64, 64, 64, 4, 3), tile(0, 64, 128 if deep else 64, 4, 3)))
 
 
 def _tuned(tiles: Sequence[AnyTile], table: Fields) -> list[AnyTile]:
@@ -215,26 +224,38 @@ def _tuned(tiles: Sequence[AnyTile], table: Fields) -> list[AnyTile]:
     return made
 
 
-def candidates(target: GpuTarget, tile: Tile | NibbleTile | FewRows) -> list[dict[str, int]]:
-    """What `llmc tune` tries in a tile's place, one field at a time. None changes the order in which a product is summed."""
+def candidates(target: GpuTarget, product: str) -> dict[str, list[dict[str, int]]]:
+    """What `llmc tune` tries for a product as a table names it: for each number of rows the fields that may be tried, one at a time. None
+    changes the order in which a product is summed."""
+    kind, _, shape = product.partition(" ")
+    n, k = map(int, shape.split("x"))
+
+    def made(table: Fields) -> list[Tile | NibbleTile | FewRows]:
+        if kind.startswith("int4"):
+            cut = nibble_cut(target, n, k, int(kind.partition(":g")[2]), table)
+            return [*([cut.few] if cut.few is not None else []), *cut.tiles]
+        return [*float_tiles(target, n, k, kind, table, aligned=True)]
+
+    def fits(most: str, fields: dict[str, int]) -> bool:
+        if any(value not in TUNABLE[name] for name, value in fields.items()):
+            return False
+        try:
+            made({most: fields})
+        except InputError:
+            return False
+        return True
+
+    return {str(tile.most): [f for f in _tried(tile) if fits(str(tile.most), f)] for tile in made({})}
+
+
+def _tried(tile: Tile | NibbleTile | FewRows) -> list[dict[str, int]]:
     if isinstance(tile, FewRows):
-        return [
-            {"registers": r} for r in (tile.registers - 32, tile.registers + 32, 248) if r != tile.registers and 32 <= r <= 248
-        ]
-    tried: list[dict[str, int]] = [{"stages": tile.stages + more} for more in (-1, 1, 2)]
+        return [{"registers": r} for r in (tile.registers - 32, tile.registers + 32, 248) if r != tile.registers]
+    tried = [{"stages": tile.stages + more} for more in (-1, 1, 2)]
     if isinstance(tile, NibbleTile):
-        tried += [{"bn": 96 - tile.bn}] if tile.bn in (32, 64) else []
-        tried += [{"unroll": n} for n in (tile.unroll // 2, tile.unroll * 2) if n]
-    elif not tile.programs:
-        tried += [{"bn": n} for n in (32, 64, 128) if n != tile.bn]
-        tried += [{"bk": n} for n in (tile.bk // 2, tile.bk * 2)]
-    return [fields for fields in tried if all(v in TUNABLE[f] for f, v in fields.items()) and _fits(target, tile, fields)]
-
-
-def _fits(target: GpuTarget, before: Tile | NibbleTile, fields: dict[str, Any]) -> bool:
-    tile = replace(before, **fields)
-    size = (tile.bm * 128 + tile.bn * 32) * tile.unroll if isinstance(tile, NibbleTile) else (tile.bn + tile.bm) * tile.bk * 2
-    return size * tile.stages <= target.shared_bytes
+        return [*tried, {"bn": 96 - tile.bn}, {"unroll": tile.unroll // 2}, {"unroll": tile.unroll * 2}]
+    tried += [{"bn": n} for n in (32, 64, 128) if n != tile.bn]
+    return [*tried, {"bk": tile.bk // 2}, {"bk": tile.bk * 2}]
 
 
 def _stages(target: GpuTarget, size: int, most: int) -> int:

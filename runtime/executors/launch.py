@@ -162,7 +162,7 @@ class LaunchExecutor:
                 .view(np.uint8)
             )
         elif kind == "scales":
-            piece = np.full(count // 2, 0.01, np.float16).view(np.uint8)
+            piece = np.full(count // 2, 0x3900, np.uint16).view(np.uint8)  # 0.6 in float16, 0.0001 in bfloat16 and float32
         else:
             piece = rng.integers(0, 256, count, dtype=np.uint8)
             piece[piece & 127 == 127] = 0  # not numbers as e4m3

@@ -18,24 +18,24 @@ typedef struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8
 static _Thread_local config shape;
 static _Thread_local _Alignas(64) uint8_t registers[8][16][64];
 static int permitted;
-static uint64_t products, moves;
+static uint64_t products;
 
 static void fail(const char *why) {
     write(2, "tiles: ", 7), write(2, why, strlen(why)), write(2, "\n", 1);
     _exit(99);
 }
 
-/* The C library's syscall(), with the one call that a kernel without AMX would refuse. */
+/* The C library's syscall(), which grants tiles where the kernel does not. */
 __attribute__((visibility("default"))) long syscall(long number, ...) {
     long a[6];
     va_list list;
     va_start(list, number);
     for (int i = 0; i < 6; i++) a[i] = va_arg(list, long);
     va_end(list);
-    if (number == SYS_arch_prctl && a[0] == 0x1023) return permitted = a[1] == 18, a[1] == 18 ? 0 : -1;
     register long r10 __asm__("r10") = a[3], r8 __asm__("r8") = a[4], r9 __asm__("r9") = a[5];
     long result;
     __asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+    if (number == SYS_arch_prctl && a[0] == 0x1023 && result && a[1] == 18) return permitted = 1, 0;
     if (result < 0 && result > -4096) return errno = -result, -1;
     return result;
 }
@@ -58,7 +58,7 @@ static void used(int i) {
 }
 
 static void move(int i, char *p, int64_t stride, int out) {
-    used(i), __atomic_add_fetch(&moves, 1, __ATOMIC_RELAXED);
+    used(i);
     if (!out) memset(registers[i], 0, sizeof registers[i]);
     for (int r = 0; r < shape.rows[i]; r++) {
         if (out) memcpy(p + r * stride, registers[i][r], shape.bytes[i]);
@@ -137,5 +137,5 @@ __attribute__((constructor)) static void begin(void) {
     sigaction(SIGILL, &action, 0);
 }
 
-/* Products and moves of tiles since the start. */
-__attribute__((visibility("default"))) void tiles_used(uint64_t out[2]) { out[0] = products, out[1] = moves; }
+/* Products of tiles that were carried out here. */
+__attribute__((visibility("default"))) uint64_t tiles_multiplied(void) { return products; }
