@@ -72,10 +72,11 @@ class _Case:
         )
 
 
-def _batch(sequences: int, tokens: int) -> Batch:
+def batch(sequences: int, tokens: int, vocabulary: int) -> Batch:
+    """A step of as many tokens for each of so many sequences, from their beginning."""
     total, columns = sequences * tokens, -(-tokens // 32)
     return Batch(
-        (np.arange(total, dtype=np.int32) * 7 + 3) % SHAPE["vocab_size"],
+        (np.arange(total, dtype=np.int32) * 7 + 3) % vocabulary,
         np.tile(np.arange(tokens, dtype=np.int32), sequences),
         np.arange(sequences + 1, dtype=np.int32) * tokens,
         np.zeros(sequences, np.int32),
@@ -85,9 +86,9 @@ def _batch(sequences: int, tokens: int) -> Batch:
     )
 
 
-def _seconds(executor: CpuExecutor, batch: Batch) -> float:
+def _seconds(executor: CpuExecutor, step: Batch) -> float:
     start = time.perf_counter()
-    executor.run(batch)
+    executor.run(step)
     return time.perf_counter() - start
 
 
@@ -96,10 +97,10 @@ def _compare(before: list[CpuExecutor], after: list[CpuExecutor]) -> dict[str, f
     ratios = {}
     for scheme, a, b in zip(SCHEMES, before, after, strict=True):
         for name, (sequences, tokens) in STEPS.items():
-            batch = _batch(sequences, tokens)
+            step = batch(sequences, tokens, int(SHAPE["vocab_size"]))
             for executor in (a, b):
-                executor.run(batch)
-            turns = [_seconds(b, batch) / _seconds(a, batch) for _ in range(ROUNDS)]
+                executor.run(step)
+            turns = [_seconds(b, step) / _seconds(a, step) for _ in range(ROUNDS)]
             ratios[f"{scheme}, {name}"] = statistics.median(turns)
     return ratios
 

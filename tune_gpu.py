@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from .codegen.emit import Targets, emit
 from .codegen.triton.target import TARGETS, GpuTarget, gpu_target
 from .codegen.triton.tiles import candidates
@@ -24,9 +22,8 @@ from .codegen.tuning import Tuning
 from .errors import EnvironmentLacks, LlmcError, UsageError
 from .runtime.artifact import Artifact, open_artifact
 from .runtime.executors.choose import FAMILIES, driver_module
-from .runtime.executors.cpu import Batch
 from .runtime.executors.launch import LaunchExecutor
-from .tune import Kernels, write_table
+from .tune import Kernels, batch, write_table
 
 SCHEMES = ("bf16", "int4:g128/bf16", "int8", "fp8")
 SHAPE = {
@@ -88,23 +85,11 @@ class _Case:
         products = sorted({launch.product for launch in self.lowered({})[0].plans[0][1].launches} - {""})
         return {(p, most): fields for p in products for most, fields in candidates(self._gpu, p).items()}
 
-    def batch(self, sequences: int, tokens: int) -> Batch:
-        total, columns = sequences * tokens, -(-tokens // 32)
-        return Batch(
-            (np.arange(total, dtype=np.int32) * 7 + 3) % self.vocabulary,
-            np.tile(np.arange(tokens, dtype=np.int32), sequences),
-            np.arange(sequences + 1, dtype=np.int32) * tokens,
-            np.zeros(sequences, np.int32),
-            np.arange(sequences * columns, dtype=np.int32).reshape(1, sequences, columns),
-            np.arange(sequences, dtype=np.int32) * tokens + tokens - 1,
-            np.zeros(sequences, np.int32),
-        )
-
     def bits(self, executor: LaunchExecutor) -> list[bytes]:
         """The logits of every step."""
         found = []
         for sequences, tokens in STEPS:
-            executor.run(self.batch(sequences, tokens))
+            executor.run(batch(sequences, tokens, self.vocabulary))
             found.append(executor.logits(sequences).tobytes())
         return found
 
@@ -112,7 +97,7 @@ class _Case:
         """Of each kernel, over the steps that it runs in."""
         found: dict[Key, float] = {}
         for sequences, tokens in STEPS:
-            for row in executor.profile(self.batch(sequences, tokens), ROUNDS):
+            for row in executor.profile(batch(sequences, tokens, self.vocabulary), ROUNDS):
                 if row["kernel"] in owners:
                     found[owners[row["kernel"]]] = found.get(owners[row["kernel"]], 0.0) + row["seconds"]
         return found
