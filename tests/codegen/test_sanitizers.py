@@ -13,7 +13,7 @@ from harnessed import build_and_run, expected
 from llmc.runtime.cpu_info import available_levels
 from models import save_checkpoint
 
-FLAGS = ["-std=gnu11", "-O1", "-g", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-w"]
+FLAGS = ["-std=gnu11", "-O1", "-g1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-w"]
 GCC = [
     "gcc",
     "-march=x86-64-v3",
