@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,8 +118,9 @@ def tune_gpu(
     quants: Sequence[str] = SCHEMES,
     each: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
 ) -> dict[str, Any]:
-    """Search, and write the table, after each scheme what is known by then. target: cuda, rocm, or a chip's whole name; model: a folder or hub id whose configuration gives the shapes of
-    products (default: Llama-3.1-8B's). Raises EnvironmentLacks where no such device is here, UsageError for a name that is none.
+    """Search, and write the table, after each scheme what is known by then. target: cuda, rocm, or a chip's whole name; model: a folder or hub
+    id whose configuration gives the shapes of products (default: Llama-3.1-8B's). Raises EnvironmentLacks where no such device is here,
+    UsageError for a name that is none.
 
     Returns what the file says: `levels`, for the chip the fields of tiles that differ from what a compile chooses; `provenance`, with the
     time of each candidate relative to what was best before it.
@@ -142,9 +142,8 @@ def _search(
 ) -> Choice:  # fmt: skip
     """The best tiles of a scheme's products."""
     best: Choice = {}
-    with ExitStack() as held:
-        executor, owners = case.executor({})
-        held.callback(lambda: executor.close())
+    executor, owners = case.executor({})
+    try:
         bits = case.bits(executor)
         for turn in each(range(max(map(len, open_to.values()), default=0)), f"candidates of {scheme}"):
             proposal = {key: {**best.get(key, {}), **fields[turn]} for key, fields in open_to.items() if turn < len(fields)}
@@ -166,9 +165,11 @@ def _search(
                     better[key] = fields
             other.close()
             if better != best:
-                best = better
-                executor.close()
+                before, best = executor, better
                 executor, owners = case.executor(best)
+                before.close()
+    finally:
+        executor.close()
     return best
 
 
@@ -201,7 +202,9 @@ def _device(target: str) -> GpuTarget:
     """The chip that is here."""
     family, _, wanted = target.partition(":")
     if family not in FAMILIES:
-        raise UsageError(f"llmc tune has no target {target!r}", "it is cpu, cuda, rocm or a chip, such as cuda:sm_90")
+        raise UsageError(
+            f"llmc tune has no target {target!r}", "it is cpu (a level of it: --isa), cuda, rocm or a chip, such as cuda:sm_90"
+        )
     asked = [gpu_target(target)] if wanted else [gpu for gpu in TARGETS.values() if gpu.family == family]
     module = driver_module(family)
     here = module.probe()

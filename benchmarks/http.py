@@ -28,9 +28,9 @@ from typing import Any
 import llmc
 
 from benchmarks.compare import PEERS, SETTINGS, Peer, commit, machine, peer_python, prepared, slug, summary, time_llmc
+from benchmarks.light_load import GENERATE, PROMPT
 
 GUIDELLM = Peer("guidellm", ("guidellm==0.8.1",), "guidellm", {})
-PROMPT = GENERATE = 128
 FIGURES = ("output_tok_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "load_cpu_s")
 
 

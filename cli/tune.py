@@ -50,40 +50,40 @@ def command(
     for option, given in (("--isa", isa), ("--threads", threads)) if gpu else (("--model", model), ("--quant", quants)):
         if given:
             raise UsageError(f"{option} has no effect with --target {target}", f"it is for {'CPUs' if gpu else 'GPUs'}")
+    if Path(out).is_dir():
+        raise UsageError(f"{out} is a folder", "name the table's file")
     if Path(out).exists() and not force:
         raise UsageError(f"{out} exists", "give --force to replace it")
     if not Path(out).resolve().parent.is_dir():
         raise UsageError(f"the folder of {out} does not exist", "create it first")
     from ..pipeline import Progress
-    from ..tune import tune
 
     if gpu:
         from ..tune_gpu import SCHEMES, tune_gpu
 
         table = tune_gpu(out, target, model=model, quants=quants or SCHEMES, each=Progress(as_json).each)
     else:
+        from ..tune import tune
+
         table = tune(out, isa=isa, threads=threads, each=Progress(as_json).each)
     if as_json:
         emit(table)
         return
+    (_show_gpu if gpu else _show_cpu)(out, table)
+
+
+def _show_cpu(out: str, table: dict[str, Any]) -> None:
     (measured,) = table["provenance"]
-    if gpu:
-        _show_gpu(out, measured)
-        return
     for row in measured["tried"]:
         click.echo(
             f"{row['knob']} {row['value']}: {row['time']:.3f} of the time with {row['against']}{', taken' if row['taken'] else ''}"
         )
-    click.echo(
-        f"wrote {out}: {measured['level']}, "
-        + (
-            ", ".join(f"{k} {v}" for k, v in table["levels"][measured["level"]].items())
-            or "the values that kernels have without a table"
-        )
-    )
+    found = ", ".join(f"{k} {v}" for k, v in table["levels"][measured["level"]].items())
+    click.echo(f"wrote {out}: {measured['level']}, {found or 'the values that kernels have without a table'}")
 
 
-def _show_gpu(out: str, measured: dict[str, Any]) -> None:
+def _show_gpu(out: str, table: dict[str, Any]) -> None:
+    (measured,) = table["provenance"]
     taken = [row for row in measured["tried"] if row.get("taken")]
     for row in taken:
         fields = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("product", "rows", "time", "taken"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ...errors import InputError
-from ..tuning import REMAKE, TUNABLE, Fields
+from ..tuning import REMAKE, TUNABLE, Fields, parse_tuning
 from .plan import up
 from .target import GpuTarget, KiB
 
@@ -144,6 +144,7 @@ def parts_of(target: GpuTarget, n: int, steps: int) -> int:
 
 
 WARPS_ROWS = 2
+"""Rows up to which the warps of a program sum the chunks of K of a product with 4-bit integers."""
 PADDED = 1.07
 """How much longer K may be made so that it falls into more chunks."""
 REGISTERS = 65536
@@ -167,7 +168,9 @@ def nibble_cut(target: GpuTarget, n: int, k: int, group: int, table: Fields) -> 
 
 
 def _misfit(product: str, most: int, given: Mapping[str, int]) -> InputError:
-    return InputError(f"the tuning table's tile of {product} for {most} rows does not fit: {dict(given)}", REMAKE)
+    return InputError(
+        f"the tuning table's tile of {product} for {most or 'any number of'} rows does not fit: {dict(given)}", REMAKE
+    )
 
 
 def _nibble_cut(target: GpuTarget, n: int, k: int, group: int) -> NibbleCut:
@@ -216,7 +219,8 @@ def _tuned(tiles: Sequence[AnyTile], table: Fields) -> list[AnyTile]:
         fields: dict[str, Any] = dict(table.get(str(tile.most), {}))
         if unknown := set(fields) - {f for f in TUNABLE if hasattr(tile, f)}:
             raise InputError(
-                f"the tuning table has {', '.join(sorted(unknown))} for {tile.most} rows, where there is none", REMAKE
+                f"the tuning table has {', '.join(sorted(unknown))} for {tile.most or 'any number of'} rows, where there is none",
+                REMAKE,
             )
         if isinstance(tile, NibbleTile) and "bn" in fields:
             fields["warps"] = fields["bn"] // 16
@@ -237,10 +241,8 @@ def candidates(target: GpuTarget, product: str) -> dict[str, list[dict[str, int]
         return [*float_tiles(target, n, k, kind, table, aligned=True)]
 
     def fits(most: str, fields: dict[str, int]) -> bool:
-        if any(value not in TUNABLE[name] for name, value in fields.items()):
-            return False
         try:
-            made({most: fields})
+            made(parse_tuning({target.name: {product: {most: fields}}}, product).tiles(target.name, product))
         except InputError:
             return False
         return True

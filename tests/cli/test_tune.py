@@ -165,6 +165,7 @@ def test_impossible_searches(fails, here):
     (here / "t.json").write_text("mine")
     fails(2, "tune", "-o", "t.json")
     fails(2, "tune", "-o", "no/such/folder/t.json")
+    assert "is a folder" in fails(2, "tune", "-o", here, "--force")
     fails(2, "tune", "-o", "u.json", "--isa", "x86-64-v44")
     assert (here / "t.json").read_text() == "mine" and not (here / "u.json").exists()
 
