@@ -1,6 +1,6 @@
 """`llmc tune --target cuda`: which tiles of a GPU's products are the fastest on this machine's device, by timing the compiled kernels.
 
-A model's configuration is compiled for each scheme, without weights. Each product has a kernel for each range of rows, and each of
+A model's configuration is compiled for each scheme, without weights; or artifacts are taken as they are. Each product has a kernel for each range of rows, and each of
 these has candidates of its own (codegen/triton/tiles.py). They are tried in rounds, one candidate of every kernel a round, since the
 device times each kernel alone; a candidate is taken when it is faster by `WORTH` than what was best, timed beside it, and only if the
 logits of every step keep their bits.
@@ -116,24 +116,32 @@ def tune_gpu(
     *,
     model: str = "",
     quants: Sequence[str] = SCHEMES,
+    artifacts: Sequence[str | Path] = (),
     each: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
 ) -> dict[str, Any]:
     """Search, and write the table, after each scheme what is known by then. target: cuda, rocm, or a chip's whole name; model: a folder or hub
-    id whose configuration gives the shapes of products (default: Llama-3.1-8B's). Raises EnvironmentLacks where no such device is here,
-    UsageError for a name that is none.
+    id whose configuration gives the shapes of products (default: Llama-3.1-8B's); artifacts: files with a plan for the chip, whose products are
+    tuned instead, without torch. Raises EnvironmentLacks where no such device is here, UsageError for a name that is none or a file without
+    that plan, ArtifactError for one that cannot be read.
 
     Returns what the file says: `levels`, for the chip the fields of tiles that differ from what a compile chooses; `provenance`, with the
     time of each candidate relative to what was best before it.
     """
     gpu = _device(target)
+    for path in artifacts:
+        _need_plan(path, gpu)
     found: Choice = {}
     tried: list[dict[str, Any]] = []
     table: dict[str, Any] = {}
+    what = (
+        {"artifacts": [Path(a).name for a in artifacts]} if artifacts else {"model": model or "llama 8B", "quants": list(quants)}
+    )
     with tempfile.TemporaryDirectory(prefix="llmc-tune-") as folder:
-        for scheme, path in _compiled(Path(folder), gpu, model, quants):
+        given = [(Path(a).name, Path(a)) for a in artifacts]
+        for scheme, path in given or _compiled(Path(folder), gpu, model, quants):
             case = _Case(path, gpu)
             found |= _search(case, case.candidates(), scheme, tried, each)
-            table = write_table(out, gpu.name, as_table(found), model=model or "llama 8B", quants=list(quants), tried=tried)
+            table = write_table(out, gpu.name, as_table(found), tried=tried, **what)
     return table
 
 
@@ -214,6 +222,14 @@ def _device(target: str) -> GpuTarget:
             f"this machine has {family}:{here}, not {target}", "a table is searched on the chip that it is for"
         )
     return max(fitting, key=lambda gpu: gpu.name)
+
+
+def _need_plan(path: str | Path, gpu: GpuTarget) -> None:
+    with open_artifact(path) as artifact:
+        if gpu.name not in [t["name"] for t in artifact.manifest["targets"]]:
+            raise UsageError(
+                f"{path} has no kernels for {gpu.name}", f"compile it with --target {gpu.name}, with --weights none if need be"
+            )
 
 
 def _compiled(folder: Path, gpu: GpuTarget, model: str, quants: Sequence[str]) -> Iterator[tuple[str, Path]]:

@@ -13,6 +13,7 @@ from .options import as_json, debug
 
 
 @click.command("tune", epilog="Example: llmc tune -o here.json && llmc compile ./SmolLM2-135M -o smollm2.llmc --tuning here.json")
+@click.argument("artifacts", nargs=-1, metavar="[ARTIFACT.llmc]...")
 @click.option("-o", "--out", required=True, metavar="TABLE.json", help="The tuning table to write.")
 @click.option(
     "--target",
@@ -39,17 +40,26 @@ from .options import as_json, debug
 @as_json
 @debug
 def command(
-    out: str, target: str, isa: str, threads: int | None, model: str, quants: tuple[str, ...], force: bool, as_json: bool
-) -> None:
+    artifacts: tuple[str, ...], out: str, target: str, isa: str, threads: int | None, model: str, quants: tuple[str, ...], force: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Search the fastest kernel configurations on this machine, in some minutes.
 
     The table changes how much a kernel takes at a time, and no bit of what it computes. `llmc compile --tuning` uses it; an
-    artifact's hash covers it. On a GPU it is for products of the shapes that were tuned.
+    artifact's hash covers it. On a GPU it is for products of the shapes that were tuned: of the files given, which need kernels for it
+    but no weights, or of a model compiled here.
     """
     gpu = target != "cpu"
-    for option, given in (("--isa", isa), ("--threads", threads)) if gpu else (("--model", model), ("--quant", quants)):
+    for option, given in (
+        (("--isa", isa), ("--threads", threads))
+        if gpu
+        else (("ARTIFACT.llmc", artifacts), ("--model", model), ("--quant", quants))
+    ):
         if given:
             raise UsageError(f"{option} has no effect with --target {target}", f"it is for {'CPUs' if gpu else 'GPUs'}")
+    if artifacts and (model or quants):
+        raise UsageError(
+            "files are tuned as they are: --model and --quant are for a model compiled here", "leave out one or the other"
+        )
     if Path(out).is_dir():
         raise UsageError(f"{out} is a folder", "name the table's file")
     if Path(out).exists() and not force:
@@ -61,7 +71,7 @@ def command(
     if gpu:
         from ..tune_gpu import SCHEMES, tune_gpu
 
-        table = tune_gpu(out, target, model=model, quants=quants or SCHEMES, each=Progress(as_json).each)
+        table = tune_gpu(out, target, model=model, quants=quants or SCHEMES, artifacts=artifacts, each=Progress(as_json).each)
     else:
         from ..tune import tune
 

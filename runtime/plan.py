@@ -13,11 +13,11 @@ BLOCK = 32
 """Positions in a cache block."""
 SPLIT = 256
 """Attention closes its sums at positions that are multiples of this."""
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 """Of a GPU's plan of launches."""
-FEW_SPLITS, SPLITS, SHORT, OTHER = 1, 2, 3, 4
-"""What a step asks of a plan's attention, its symbol STEP: each split of a row on its own, of few sequences or of more; few tokens a sequence, a
-row's splits in turn; any other."""
+ONE, ONE_SPLITS, FEW_SPLITS, SPLITS, SHORT, OTHER = STEPS = 1, 2, 3, 4, 5, 6
+"""What a step asks of a plan's attention, its symbol STEP: few sequences of one token each, within one split or not; each split of a row on its
+own, of few sequences or of more; few tokens a sequence, a row's splits in turn; any other."""
 REQUESTS = (1, 8, 64)
 STEP = 512
 """Tokens of a step, by default."""

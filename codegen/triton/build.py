@@ -19,7 +19,7 @@ from ...errors import EnvironmentLacks, LlmcError, UnsupportedError
 from ...runtime.plan import PLAN_VERSION
 from ...toolchain.kernel_cache import cached, keep
 from ..hip import build as hip
-from ..lowering import place_caches
+from ..lowering import WeightSpec, place_caches
 from ..weights import packed_bytes
 from . import generic
 from .elf import resources
@@ -103,6 +103,11 @@ def build(lowered: Lowered, target: GpuTarget, names: list[str], tables: str = "
     return Built(files, tuple(listed))
 
 
+def _pack(spec: WeightSpec) -> str:
+    """A weight's packing; with the type of its numbers where that is not in it."""
+    return f"scales:{spec.scheme.scale_kind}" if spec.pack == "scales" and spec.scheme is not None else spec.pack
+
+
 def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: list[str], tables: str) -> dict[str, Any]:
     slots, slot_of = lowered.slots()
     places = place_caches(lowered.caches, tables)
@@ -116,7 +121,7 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
         "version": PLAN_VERSION,
         "target": target.name,
         "kernels": facts,
-        "weights": [[name, packed_bytes(spec), spec.pack] for name, spec in zip(names, lowered.weights, strict=True)],
+        "weights": [[name, packed_bytes(spec), _pack(spec)] for name, spec in zip(names, lowered.weights, strict=True)],
         "device": [
             {"weight": r.spec, "kernel": r.kernel.name if r.kernel else None, "grid": list(r.grid), "bytes": r.bytes}
             for r in lowered.device
@@ -136,6 +141,7 @@ def _json(lowered: Lowered, facts: dict[str, Any], target: GpuTarget, names: lis
                 "kernel": launch.kernel,
                 "scope": launch.scope,
                 "when": launch.when,
+                "steps": list(launch.steps),
                 "rows": launch.rows,
                 "arguments": [argument(a) for a in launch.arguments],
                 "variants": [[v.most, v.kernel.name, v.grid, v.tile] for v in launch.variants],

@@ -65,6 +65,7 @@ def _repair() -> None:
     def create_masked_load(
         self: Any, pointers: Any, mask: Any, other: Any, cache_policy: Any = None, is_volatile: bool = False
     ) -> Any:
+        mask = module.TensorHandle(mask.data.astype(bool), mask.dtype)  # of Python's numbers it has bytes
         if pointers.get_element_ty() != tl.bfloat16:
             return masked_load(self, pointers, mask, other, cache_policy, is_volatile)
         rest = np.zeros(pointers.data.shape, np.uint16) if other is None else np.ascontiguousarray(other.data).view(np.uint16)
@@ -72,7 +73,9 @@ def _repair() -> None:
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, cache_policy: Any = None) -> Any:
         data = value.data
-        return store(pointers.data, np.ascontiguousarray(data).view(np.uint16) if data.dtype == kind else data, mask.data)
+        return store(
+            pointers.data, np.ascontiguousarray(data).view(np.uint16) if data.dtype == kind else data, mask.data.astype(bool)
+        )
 
     def cast_impl(self: Any, source: Any, target: Any) -> Any:
         if is_bfloat16(source.dtype, target):

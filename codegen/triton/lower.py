@@ -17,7 +17,7 @@ from ...compiler.ir.ops.rope import Rope
 from ...compiler.ir.ops.rope_table import RopeTable
 from ...compiler.ir.types import Sym
 from ...errors import UnsupportedError
-from ...runtime.plan import BLOCK, FEW_SPLITS, SHORT, SPLIT, SPLITS
+from ...runtime.plan import BLOCK, FEW_SPLITS, ONE, ONE_SPLITS, SHORT, SPLIT, SPLITS, STEPS
 from ..lowering import CARRY, Cache
 from ..tuning import Tuning
 from . import generic
@@ -132,12 +132,17 @@ class GpuLowering(ProductLowering):
             EPS=float(op.eps), PAIRS=pairs, OFFSET=op.offset, INTERLEAVED=op.interleaved, BLOCK=power(max(dk, dv)), HEADS=together,
         )  # fmt: skip
         norms = [self.vector(at[n]) if n in at else None for n in ("q_norm", "k_norm")]
+        joins = self.target.family == "cuda" and not (
+            op.q_norm or op.k_norm
+        )  # a norm's sum follows from how many rows a program has
+        steps = tuple(s for s in STEPS if s > ONE_SPLITS) if joins else ()
         caches = [f"cache_k:{cache}", f"cache_v:{cache}"]
         self._launch(
             node,
             [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, *norms, f"slots:{cache}", turned, *caches],
             write,
             [["T", 1, 1], ["1", heads + 2 * groups, together]],
+            steps=steps,
         )
         share = heads // groups
         dkp, dvp = power(dk), power(dv)
@@ -166,12 +171,31 @@ class GpuLowering(ProductLowering):
             variants.append(Variant(most, kernel, grid, tile.bm // share))
         self._launch(
             node, [turned, *caches, *extra, "tiles", "input:start", "input:pos", f"block_tables:{cache}", "scratch:part", out, "size:BLOCKS"], variants,
-            rows=Sym("STEP", 1), scheme=self.kv_kind,
+            rows=Sym("STEP", 1), scheme=self.kv_kind, steps=steps,
         )  # fmt: skip
+        if joins:
+            tile = tiles[0]
+            kernel = self._kernel(
+                "attention", "attend_one", ["*fp32", "*fp32", "*fp32", "*fp32", "*i32", kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*fp32", to, "i32"], tile.warps, tile.stages,
+                H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, LDQ=q[3], LDQH=q[4], LDK=k[3], LDKH=k[4], LDV=v[3], LDVH=v[4], PAIRS=pairs, OFFSET=op.offset, INTERLEAVED=op.interleaved,
+                SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk, SINKS=op.sinks, SLOPES=op.slopes,
+                SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=BLOCK, INNER=inner, STAGES=tile.stages, ASM=True, AHEAD=tile.ahead, EARLY=self.target.overlaps and not op.reach,
+            )  # fmt: skip
+            self._launch(
+                node,
+                [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, f"slots:{cache}", *caches, *extra, "input:pos", f"block_tables:{cache}", "scratch:part", out, "size:BLOCKS"],
+                kernel, [["1", groups, 1], ["S", 1, 1], ["SPLITS", 1, 1]], scheme=self.kv_kind, steps=(ONE, ONE_SPLITS),
+            )  # fmt: skip
         merge = self._kernel(
             "attention", "merge", ["*fp32", "*fp32", to, "i32"], warps=1, H=heads, DV=dv, DVP=dvp, SINKS=op.sinks, TOGETHER=8
         )
-        self._launch(node, ["scratch:part", extra[0], out, "size:SPLITS"], merge, [["T", 1, 1], ["1", heads, 1]], when="split")
+        self._launch(
+            node,
+            ["scratch:part", extra[0], out, "size:SPLITS"],
+            merge,
+            [["T", 1, 1], ["1", heads, 1]],
+            steps=tuple(s for s in STEPS if (ONE if joins else 0) < s <= SPLITS),
+        )
         self.part_floats = max(self.part_floats, heads * (dvp + 2))
 
 

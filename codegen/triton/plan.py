@@ -48,6 +48,10 @@ class Kernel:
     source: str = "triton"
     registers: int = 0
 
+    def with_constants(self, **constants: Any) -> Kernel:
+        """The same kernel with other values of some constants."""
+        return replace(self, constants=tuple(sorted((dict(self.constants) | constants).items())))
+
     @property
     def name(self) -> str:
         text = json.dumps([
@@ -69,7 +73,8 @@ class Variant:
 
 @dataclass
 class Launch:
-    """One step of the plan. `variants`, of which the first whose rows are enough runs. `when` names a condition of the step."""
+    """One step of the plan. `variants`, of which the first whose rows are enough runs. `when` names a use of the plan that is no step; `steps`: the
+    steps that it is for (runtime/plan.py), all where there are none."""
 
     kernel: str
     scope: str
@@ -78,6 +83,7 @@ class Launch:
     rows: list[Any]
     pointers: list[Pointer] = field(default_factory=list)
     when: str = ""
+    steps: tuple[int, ...] = ()
     scheme: str = ""
     weight_bytes: int = 0
     operations: int = 0
@@ -157,6 +163,7 @@ class PlanLowering(Lowering):
         self.functions: dict[str, str] = {}
         self.tables: dict[str, tuple[float, ...]] = {}
         self.part_floats = 0
+        self._writers: dict[Buffer, Launch] = {}  # of what one node alone reads: products for few rows
 
     def _kernel(
         self,

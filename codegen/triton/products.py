@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...compiler.ir.graph import Node, Value
@@ -217,7 +217,7 @@ class ProductLowering(PlanLowering):
         kernel = self._kernel(
             "norm", "norm", ["*fp32", "*fp32", "*fp32", "*i32", TYPES[dtype], "*fp32"],
             K=k, KPAD=k, HEADS=heads, LDX=ldx, LDH=ldh, NORM=norm, EPS=float(eps), WEIGHT=weight is not None, BIAS=bias is not None, ORDER=order is not None,
-            ROUND=rounding, BLOCK=min(16384, power(k)), warps=16 if k > 8192 else 8 if k > 2048 else 4,
+            ROUND=rounding, BLOCK=min(16384, power(k)), FRAGMENTS=0, warps=16 if k > 8192 else 8 if k > 2048 else 4,
         )  # fmt: skip
         vectors = [self.vector(v) if v is not None else None for v in (weight, bias)]
         self._launch(node, [(x, offset), *vectors, order, buffer, scale], kernel, [[*generic.lanes_of(count), 1]])
@@ -396,7 +396,17 @@ class ProductLowering(PlanLowering):
         few = cut.few if paired else None
         if few is not None:
             kernel = self._kernel(
-                "linear", "few_nibbles", signature, cut.chunks, 1, few.registers, DEPTH=few.depth, EARLY=few.early, **constants
+                "linear",
+                "few_nibbles",
+                signature,
+                cut.chunks,
+                1,
+                few.registers,
+                DEPTH=few.depth,
+                EARLY=few.early,
+                X_FRAGMENTS=self._in_fragments(x, rows, few.most, constants),
+                Y_FRAGMENTS=False,
+                **constants,
             )
             variants.append(Variant(few.most, kernel, [["1", packed, 16]]))
         for tile in cut.tiles:
@@ -407,7 +417,38 @@ class ProductLowering(PlanLowering):
             variants.append(Variant(tile.most, kernel, grid))
         given = [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last]
         self._launch(node, given, variants, weight_bytes=self.device[codes].bytes, product=name, **facts)
+        if few is not None and self._readers(node.output) == 1:
+            self._writers[last[2].buffer] = self.launches[-1]
         self._close(node, last, types, constants, cut.parts, rows, few.most if few is not None else 0)
+
+    def _readers(self, value: Value) -> int:
+        """How many nodes read a value, through views too."""
+        if value in self.graph.outputs:
+            return 2
+        users = self.users.get(value.name, [])
+        return sum(self._readers(user.output) if user.op.name == "view" else 1 for user in users)
+
+    def _in_fragments(self, x: Any, rows: Dim, most: int, constants: dict[str, Any]) -> bool:
+        """Have the rows that this product alone reads written in the order of fragments where they are so few that it takes them so."""
+        k = constants["K"]
+        if isinstance(x, tuple):
+            layout, offset = x
+            writer, buffer = self._writers.get(layout.buffer), layout.buffer
+            if offset:
+                return False
+        else:
+            writer, buffer = self.launches[-1], x
+        lanes = [*generic.lanes_of(rows)]
+        if writer is None or constants["KW"] != k or k % 64 or constants["LDX"] != k or buffer.dtype != "bf16":
+            return False
+        (first, *others) = writer.variants
+        if writer.kernel == "norm":
+            writer.variants = [replace(first, kernel=first.kernel.with_constants(FRAGMENTS=most))]
+        elif first.kernel.function == "few_nibbles" and writer.rows == lanes and first.most == most:
+            writer.variants = [replace(first, kernel=first.kernel.with_constants(Y_FRAGMENTS=True)), *others]
+        else:
+            return False
+        return True
 
     def _float_variant(self, tile: Tile, element: int, types: list[str], rows: Dim, **constants: Any) -> Variant:
         n = constants["N"]

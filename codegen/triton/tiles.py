@@ -84,7 +84,7 @@ def _float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool)
             tiles.append(tile(most, 32, most, 512, 4, 5))
         else:
             tiles.append(tile(most, 32, most, 256, 4, 4))
-    tiles.append(tile(32, 64, 32, 128, 4, 5))
+    tiles.append(tile(32, 64, 32, 128, 4, 4 if wide else 5))
     if wide:
         tiles.append(tile(64, 128, 64, 64, 4, 4))
     elif 2 * count <= target.processors:
@@ -93,7 +93,7 @@ def _float_tiles(target: GpuTarget, n: int, k: int, kind: str, *, aligned: bool)
         tiles.append(tile(64, 64, 64, 64, 4, 8))
     if not (target.copies_tiles and aligned) or target.shared_bytes < 160 * KiB:
         return [*tiles, tile(0, 128, 128, 32, 8, 4)]
-    tiles.append(tile(1024, 128, 128, 64, 4, 4, programs=target.processors))
+    tiles.append(tile(1024, 128, 128, 64, 4, 5, programs=target.processors))
     return [*tiles, tile(0, 128, 256, 64, 8, 3, programs=target.processors, flat=count >= 64, parts=2)]
 
 
@@ -252,7 +252,8 @@ def candidates(target: GpuTarget, product: str) -> dict[str, list[dict[str, int]
 
 def _tried(tile: Tile | NibbleTile | FewRows) -> list[dict[str, int]]:
     if isinstance(tile, FewRows):
-        return [{"registers": r} for r in (tile.registers - 32, tile.registers + 32, 248) if r != tile.registers]
+        near = range(max(32, tile.registers - 32), min(248, tile.registers + 48) + 1, 16)
+        return [{"registers": r} for r in (*near, 248) if r != tile.registers]
     tried = [{"stages": tile.stages + more} for more in (-1, 1, 2)]
     if isinstance(tile, NibbleTile):
         return [*tried, {"bn": 96 - tile.bn}, {"unroll": tile.unroll // 2}, {"unroll": tile.unroll * 2}]

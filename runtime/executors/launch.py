@@ -14,7 +14,7 @@ from ...errors import ArtifactError, EnvironmentLacks, LlmcError
 from .. import host_sampling
 from ..artifact import Artifact
 from ..drivers.driver import Driver, as_bytes
-from ..plan import BLOCK, FEW_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, check_block_tables
+from ..plan import BLOCK, FEW_SPLITS, ONE, ONE_SPLITS, OTHER, PLAN_VERSION, SHORT, SPLIT, SPLITS, STEPS, check_block_tables
 from ..sampling import Draw, SamplingRow
 from .choose import target_entry
 from .cpu import Batch
@@ -92,11 +92,11 @@ class LaunchExecutor:
         self._block_tables = 1 + max((cache["table"] for cache in self._plan["caches"]), default=0)
         check_block_tables(artifact.path.name, artifact.manifest, self._block_tables)
         self._part = driver.allocate(PART_BYTES)
+        self._joins = any(launch["steps"] == [ONE, ONE_SPLITS] for launch in self._plan["launches"])
         self._carry = driver.allocate(4 * max_tokens * carry)
         walked = [x["variants"] for x in self._plan["launches"] if any(v[3] for v in x["variants"])]
         self._tiles = {
-            step: sorted({next(v[3] for v in variants if v[0] == 0 or step <= v[0]) for variants in walked})
-            for step in (FEW_SPLITS, SPLITS, SHORT, OTHER)
+            step: sorted({next(v[3] for v in variants if v[0] == 0 or step <= v[0]) for variants in walked}) for step in STEPS
         }
         tile_ints = 2 * max(map(len, self._tiles.values())) * (max_tokens + max_sequences)
         width = 2 * max(8, self._max_blocks)  # rounded up to a power of two
@@ -161,8 +161,9 @@ class LaunchExecutor:
                 .astype(dtype)
                 .view(np.uint8)
             )
-        elif kind == "scales":
-            piece = np.full(count // 2, 0x3900, np.uint16).view(np.uint8)  # 0.6 in float16, 0.0001 in bfloat16 and float32
+        elif kind.startswith("scales"):
+            words = {"f16": 0x14001400}.get(kind.partition(":")[2], 0x3A803A80)  # 0.001, as two in 16 bits too
+            piece = np.full(count // 4, words, np.uint32).view(np.uint8)
         else:
             piece = rng.integers(0, 256, count, dtype=np.uint8)
             piece[piece & 127 == 127] = 0  # not numbers as e4m3
@@ -267,7 +268,13 @@ class LaunchExecutor:
         part = int(self._plan["part_floats"])
         short = batch.ids.size <= 4 * batch.pos.size
         alone = splits == 1 or batch.ids.size * splits * part * 4 > PART_BYTES or not short
-        shape = (FEW_SPLITS if batch.pos.size <= FEW else SPLITS) if not alone else SHORT if short else OTHER
+        few = batch.pos.size <= FEW
+        if self._joins and few and batch.ids.size == batch.pos.size and (splits == 1 or not alone):
+            shape = ONE if splits == 1 else ONE_SPLITS
+        elif alone:
+            shape = SHORT if short else OTHER
+        else:
+            shape = FEW_SPLITS if few else SPLITS
         arrays: dict[str, Ints] = {
             "ids": batch.ids, "positions": batch.positions, "rows": batch.row_tokens, "start": batch.start, "pos": batch.pos,
         }  # fmt: skip
@@ -294,7 +301,7 @@ class LaunchExecutor:
 
     def _chosen(self, launch: dict[str, Any], sizes: dict[str, int]) -> list[Any] | None:
         """A launch's variant for a step of these sizes: most rows, kernel, grid, tile; None where the step has no use for it."""
-        if launch["when"] == "split" and sizes["STEP"] > SPLITS:
+        if launch["steps"] and sizes["STEP"] not in launch["steps"]:
             return None
         symbol, factor = launch["rows"]
         rows = sizes[symbol] * factor

@@ -183,3 +183,23 @@ def test_a_search_writes_a_table_that_a_compile_takes(llmc, source, here, monkey
     assert all(row["time"] > 0 and set(row["cells"]) == {f"int8, {s}" for s in search.STEPS} for row in measured["tried"])
     assert read_tuning(here / "t.json").facts() == shown["levels"]
     llmc("compile", source, "-o", "x.llmc", "--quant", "int8", "--tuning", "t.json", "--target", "cpu:native")
+
+
+def test_a_search_on_a_gpu_takes_files(llmc, fails, source, here, monkeypatch):
+    def executor(case, choice):
+        emitted, owners = case.lowered(choice)
+        return Device({kernel.name: kernel for kernel in emitted.plans[0][1].kernels() if kernel.name in owners}), owners
+
+    monkeypatch.setattr(search_gpu._Case, "executor", executor)
+    chip = SimpleNamespace(probe=lambda: "sm_90", runs=lambda binary, device: binary == device)
+    monkeypatch.setattr(search_gpu, "driver_module", lambda family: chip)
+    for quant, name, target in (("bf16", "a", "cuda:sm_90"), ("int4:g32/bf16", "b", "cuda:sm_90"), ("bf16", "cpu", "cpu:native")):
+        llmc("compile", source, "-o", f"{name}.llmc", "--quant", quant, "--target", target, "--weights", "none")
+    shown = llmc("tune", "a.llmc", "b.llmc", "-o", "t.json", "--target", "cuda", "--json").json
+    assert {name.partition(" ")[0] for name in shown["levels"]["cuda:sm_90"]} == {"bf16", "int4:g32"}
+    assert shown["provenance"][0]["artifacts"] == ["a.llmc", "b.llmc"]
+    assert "no kernels for cuda:sm_90" in fails(2, "tune", "cpu.llmc", "-o", "u.json", "--target", "cuda")
+    fails(2, "tune", "a.llmc", "-o", "u.json", "--target", "cuda", "--model", source)
+    fails(2, "tune", "a.llmc", "-o", "u.json")
+    fails(4, "tune", "none.llmc", "-o", "u.json", "--target", "cuda")
+    assert not (here / "u.json").exists()

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from words import words_of
 
 KERNELS = Path(triton_folder.__file__).parent / "kernels"
-ROWS, N, K, CHUNKS, PARTS = 40, 64, 992, 8, 2
+ROWS, N, K, CHUNKS, PARTS = 40, 128, 992, 8, 2
 WIDTH = 1024  # K padded
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
 
@@ -70,6 +70,14 @@ def epilogue(gated: bool, residual: bool) -> dict:
         "LDY": width,
         "LDR": N,
     }
+
+
+def fragments(count: int) -> np.ndarray:
+    """Where each value of a row lies in the order of fragments: thread t of an instruction takes values 2t, 2t + 1, 2t + 8 and 2t + 9 of each 16."""
+    order = [
+        64 * block + 16 * i + 8 * high + 2 * t + odd for block in range(-(-count // 64)) for t in range(4) for i in range(4) for high in range(2) for odd in range(2)
+    ]  # fmt: skip
+    return np.argsort(order)[:count]
 
 
 def main() -> None:
@@ -123,15 +131,28 @@ def main() -> None:
             )  # fmt: skip
             if apart:
                 device.run(
-                    "close", ["*fp32", "*fp32", "*fp32", "*fp32", "i32"], [part, 0, residual, y, ROWS], (ROWS, 1, 1), N=N, PARTS=PARTS, BLOCK=64, **ends,
+                    "close", ["*fp32", "*fp32", "*fp32", "*fp32", "i32"], [part, 0, residual, y, ROWS], (ROWS, 1, 1), N=N, PARTS=PARTS, BLOCK=N, **ends,
                 )  # fmt: skip
             results.append(device.get(y, (ROWS, ends["WIDTH"])))
-        for rows in (1, 7):
-            y = device.put(results[0])
+        padded = np.zeros((ROWS, WIDTH), BF16)
+        padded[:, :K] = x
+        width = ends["WIDTH"]
+        into, out = fragments(WIDTH), fragments(width)
+        for rows, x_fragments, y_fragments in (
+            (1, False, False),
+            (7, False, False),
+            (2, True, False),
+            (2, True, True),
+            (1, False, True),
+        ):
+            given, wide = (device.put(padded[:, np.argsort(into)]), WIDTH) if x_fragments else (x, K)
+            y = device.put(results[0][:, np.argsort(out)] if y_fragments else results[0])
             device.run(
-                "few_nibbles", signature, [x, words, scales, zeros, 0, 0, residual, y, rows], (N // 16, 1, 1), DEPTH=2, EARLY=False, **shared,
+                "few_nibbles", signature, [given, words, scales, zeros, 0, 0, residual, y, rows], (N // 16, 1, 1), DEPTH=2, EARLY=False, X_FRAGMENTS=x_fragments,
+                Y_FRAGMENTS=y_fragments, **{**shared, "K": wide, "LDX": wide},
             )  # fmt: skip
-            results.append(device.get(y, (ROWS, ends["WIDTH"])))
+            made = device.get(y, (ROWS, width))
+            results.append(made[:, out] if y_fragments else made)
         note(name, results, wanted)
 
     for name, kind, dtype in (

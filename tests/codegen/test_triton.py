@@ -40,6 +40,15 @@ def test_a_plan_computes_what_the_cpu_computes(key, options, tolerance, checkpoi
     interpreted(path, random, tmp_path, tolerance, FLIPS.get(key, 0))
 
 
+@pytest.mark.parametrize("key", ["llama", "gpt_oss"])
+def test_a_token_that_sees_several_splits_has_the_bits_of_a_prefill(key, checkpoint, artifact):
+    path = artifact(checkpoint(key), target=("cuda:sm_90",), dtype="bf16")
+    worker = Path(__file__).with_name("interpreted_splits.py")
+    done = subprocess.run([sys.executable, worker, path, "cuda:sm_90"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {"same": [True] * 3, "rows": 3}
+
+
 def test_a_product_gives_the_same_sums_in_any_tiles():
     done = subprocess.run([sys.executable, Path(__file__).with_name("interpreted_products.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

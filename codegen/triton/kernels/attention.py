@@ -186,6 +186,18 @@ def joined(total_m, total_l, total, m, l, acc):
 
 
 @triton.jit
+def closed(m, l, acc, sinks_ptr, head, valid, SINKS: tl.constexpr):
+    """What rows come to: m [BM], Σ weights [BM], Σ weights·values [BM, DVP] of all of their splits."""
+    if SINKS:
+        sink = tl.load(sinks_ptr + head, mask=valid, other=0.0) * LOG2E
+        new = tl.maximum(m, sink)
+        a = tl.exp2(m - new)
+        l = l * a + tl.exp2(sink - new)
+        acc = acc * a[:, None]
+    return acc / tl.where(l > 0.0, l, 1.0)[:, None]
+
+
+@triton.jit
 def attend(
     q_ptr, k_cache_ptr, v_cache_ptr, sinks_ptr, slopes_ptr, tile_ptr, start_ptr, pos_ptr, block_ptr, part_ptr, y_ptr, max_blocks,
     H: tl.constexpr, G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr,
@@ -251,14 +263,7 @@ def attend(
                 G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, True,
             )  # fmt: skip
             total_m, total_l, total = joined(total_m, total_l, total, m, l, acc)
-        weights = tl.max(total_l, 1)
-        if SINKS:
-            sink = tl.load(sinks_ptr + head, mask=valid, other=0.0) * LOG2E
-            new = tl.maximum(total_m, sink)
-            a = tl.exp2(total_m - new)
-            weights = weights * a + tl.exp2(sink - new)
-            total = total * a[:, None]
-        out = total / tl.where(weights > 0.0, weights, 1.0)[:, None]
+        out = closed(total_m, tl.max(total_l, 1), total, sinks_ptr, head, valid, SINKS)
         tl.store(
             y_ptr + (row[:, None] * H + head[:, None]) * DV + dv[None, :], out.to(y_ptr.dtype.element_ty),
             mask=valid[:, None] & (dv < DV)[None, :],
@@ -317,3 +322,85 @@ def merge(
         total = total * a
     out = total / tl.where(total_l > 0.0, total_l, 1.0)
     tl.store(y_ptr + (t * H + head) * DV + dv, out.to(y_ptr.dtype.element_ty), mask=dv < DV)
+
+
+@triton.jit
+def attend_one(
+    q_ptr, k_ptr, v_ptr, table_ptr, slot_ptr, k_cache_ptr, v_cache_ptr, sinks_ptr, slopes_ptr, pos_ptr, block_ptr, part_ptr, y_ptr, max_blocks,
+    H: tl.constexpr, G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr, LDQ: tl.constexpr, LDQH: tl.constexpr, LDK: tl.constexpr, LDKH: tl.constexpr,
+    LDV: tl.constexpr, LDVH: tl.constexpr, PAIRS: tl.constexpr, OFFSET: tl.constexpr, INTERLEAVED: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr, SLOPES: tl.constexpr,
+    SPLIT: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PAGE: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid (G, sequences, splits): `write_cache` and `attend` in one, where each sequence has one token. The program of the split that holds the
+    token puts its key and value into the cache. One split is all of the result; else each is left for `merge`."""
+    release(OVERLAP)
+    g, t, z = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    SHARE: tl.constexpr = H // G
+    pos = tl.load(pos_ptr + t)
+    block_ptr += t * max_blocks
+    row = t.to(tl.int64)
+    r = tl.arange(0, BM)
+    head = g * SHARE + r % SHARE
+    valid = r < SHARE
+    dk, dv = tl.arange(0, DKP), tl.arange(0, DVP)
+    low = 0  # the first position that the token sees
+    if WINDOW > 0:
+        low = tl.maximum(pos - WINDOW + 1, 0)
+    if CHUNK > 0:
+        low = pos // CHUNK * CHUNK
+    from_split = low // SPLIT
+    to_split = pos // SPLIT + 1
+    if EARLY:
+        ask(k_cache_ptr, block_ptr, z * SPLIT, pos, g, G, DK, PAGE, SPLIT)
+        ask(v_cache_ptr, block_ptr, z * SPLIT, pos, g, G, DV, PAGE, SPLIT)
+    slot = tl.load(slot_ptr + t).to(tl.int64) * G + g
+    wait(OVERLAP)
+    splits = tl.num_programs(2)
+    place = ((row * H + head) * splits + z) * (DVP + 2)
+    if (z < from_split) | (z >= to_split):
+        tl.store(part_ptr + place, tl.full((BM,), float("-inf"), tl.float32), mask=valid)
+    else:
+        cos_ptr = table_ptr + row * 2 * PAIRS
+        one = tl.arange(0, 1)[:, None]
+        inside = (dk < DK)[None, :]
+        q = rotated(
+            q_ptr + row * LDQ + head[:, None] * LDQH, q_ptr, cos_ptr, dk[None, :], valid[:, None] & inside, DK, False, 0.0, PAIRS, OFFSET, INTERLEAVED,
+        ).to(k_cache_ptr.dtype.element_ty)  # fmt: skip
+        key = rotated(
+            k_ptr + row * LDK + g * LDKH + one, k_ptr, cos_ptr, dk[None, :], (one == 0) & inside, DK, False, 0.0, PAIRS, OFFSET, INTERLEAVED,
+        )  # fmt: skip
+        value = tl.load(v_ptr + row * LDV + g * LDVH + dv, mask=dv < DV, other=0.0)
+        if z == to_split - 1:
+            tl.store(k_cache_ptr + slot * DK + one + dk[None, :], key.to(k_cache_ptr.dtype.element_ty), mask=(one == 0) & inside)
+            tl.store(v_cache_ptr + slot * DV + dv, value.to(v_cache_ptr.dtype.element_ty), mask=dv < DV)
+            tl.debug_barrier()
+        slope = tl.zeros((BM,), tl.float32)
+        if SLOPES:
+            slope = tl.load(slopes_ptr + head, mask=valid, other=0.0)
+        at = pos + tl.zeros((BM,), tl.int32)
+        whole = from_split  # splits before this one are seen by every row, to their end
+        if WINDOW == 0 and CHUNK == 0:
+            whole = (pos + 1) // SPLIT
+        if z < whole:
+            m, l, acc = split_sums(
+                q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, (z + 1) * SPLIT, pos, at, valid, slope, g,
+                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, False,
+            )  # fmt: skip
+        else:
+            m, l, acc = split_sums(
+                q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, tl.minimum((z + 1) * SPLIT, pos + 1), pos, at, valid, slope, g,
+                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, True,
+            )  # fmt: skip
+        weights = tl.max(l, 1)
+        if splits == 1:
+            out = closed(m, weights, acc, sinks_ptr, head, valid, SINKS)
+            tl.store(
+                y_ptr + (row * H + head)[:, None] * DV + dv[None, :],
+                out.to(y_ptr.dtype.element_ty),
+                mask=valid[:, None] & (dv < DV)[None, :],
+            )
+        else:
+            tl.store(part_ptr + place, m, mask=valid)
+            tl.store(part_ptr + place + 1, weights, mask=valid)
+            tl.store(part_ptr + place[:, None] + 2 + dv[None, :], acc, mask=valid[:, None])

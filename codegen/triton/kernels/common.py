@@ -28,6 +28,13 @@ def release(OVERLAP: tl.constexpr):
 
 
 @triton.jit
+def fragment(k):
+    """Where value k of a row lies that is in the order of fragments: of 64 values, what a thread of a matrix instruction takes of them (of each 16 four,
+    2t, 2t + 1, 2t + 8 and 2t + 9) is in one piece."""
+    return k // 64 * 64 + k % 8 // 2 * 16 + k % 64 // 16 * 4 + k % 16 // 8 * 2 + k % 2
+
+
+@triton.jit
 def prefetch_line(at):
     """Ask for the lines of 128 bytes at some addresses: they are on their way to the device's cache while the kernel waits for what the launches
     before write."""

@@ -11,7 +11,7 @@ row's bits depend on neither the number of rows, nor its place among them, nor t
 import triton
 import triton.language as tl
 
-from .common import activate, begin, decode, gate, packed_row, prefetch, release, wait
+from .common import activate, begin, decode, fragment, gate, packed_row, prefetch, release, wait
 
 NIBBLES = tl.constexpr(
     "{ .reg .b32 a, low, high, off; mov.b32 low, 0x7E807E80; mov.b32 high, 0x7C807C80; mov.b32 off, 0xBD80BD80;"
@@ -30,9 +30,9 @@ UNIT, BACK = tl.constexpr(0.0078125), tl.constexpr(128.0)
 def finish(
     acc, tile, m, m_in, bias_ptr, residual_ptr, y_ptr,
     N: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr,
-    LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+    LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, FRAGMENTS: tl.constexpr = False,
 ):  # fmt: skip
-    """Bias, activation or gate, residual; y[m, n] of a tile acc [BN, BM]."""
+    """Bias, activation or gate, residual; y[m, n] of a tile acc [BN, BM]. FRAGMENTS: rows of y are in that order."""
     n = tile * BN + tl.arange(0, BN)
     if BIAS:
         acc += tl.load(bias_ptr + packed_row(n, GATED), mask=n < N, other=0.0)[:, None]
@@ -45,6 +45,8 @@ def finish(
     inside = (n < WIDTH)[:, None] & m_in[None, :]
     if RESIDUAL:
         acc += tl.load(residual_ptr + m[None, :].to(tl.int64) * LDR + n[:, None], mask=inside, other=0.0)
+    if FRAGMENTS:
+        n = fragment(n)
     tl.store(y_ptr + m[None, :].to(tl.int64) * LDY + n[:, None], acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -285,17 +287,63 @@ def pieces_of(acc, COUNT: tl.constexpr):
 
 
 @triton.jit
+def four_words(at):
+    """Four words in one piece, from an address on."""
+    return tl.inline_asm_elementwise(
+        "ld.global.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l", [at.to(tl.int64)], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def few_inputs(
+    x_row, pairs, k_at, step, K: tl.constexpr, KW: tl.constexpr, DEPTH: tl.constexpr, FRAGMENTS: tl.constexpr, ASM: tl.constexpr
+):
+    """Right operands of DEPTH steps of 64 values of K from `step` on, as `few_nibbles` multiplies them."""
+    inputs = ()
+    if FRAGMENTS and ASM:
+        for i in tl.static_range(2 * DEPTH):
+            a, b, c, d = four_words(pairs + (step * 32 + i // 2 * 32 + i % 2 * 4))
+            inputs = inputs + ((a, b), (c, d))
+        return inputs
+    for i in tl.static_range(4 * DEPTH):
+        at = (k_at + step * 64 + i * 16)[:, None, None]
+        if not ASM:
+            place = at + tl.arange(0, 16)[None, :, None]
+            if FRAGMENTS:
+                place = fragment(place)
+            inputs = inputs + ((tl.load(x_row[None, None, :] + place, mask=place < K, other=0.0),),)
+        elif K == KW:
+            inputs = inputs + ((tl.load(pairs + (step * 32 + i * 8)), tl.load(pairs + (step * 32 + i * 8 + 4))),)
+        else:
+            place = at + 2 * tl.arange(0, 4)[None, None, :]
+            low = tl.load(pairs + (step * 32 + i * 8), mask=place < K, other=0)
+            high = tl.load(pairs + (step * 32 + i * 8 + 4), mask=place + 8 < K, other=0)
+            inputs = inputs + ((low, high),)
+    return inputs
+
+
+@triton.jit
+def few_scales(at, step, N: tl.constexpr, COUNT: tl.constexpr, GROUP: tl.constexpr):
+    """Scales of COUNT groups from step `step` of 64 values of K on."""
+    scales = ()
+    for i in tl.static_range(COUNT):
+        scales = scales + (tl.load(at + (step * 64 // GROUP + i) * N),)
+    return scales
+
+
+@triton.jit
 def few_nibbles(
     x_ptr, w_ptr, scale_ptr, zero_ptr, part_ptr, bias_ptr, residual_ptr, y_ptr, rows,
     N: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, LDX: tl.constexpr, LDY: tl.constexpr, LDR: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, WIDTH: tl.constexpr,
-    CHUNKS: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    CHUNKS: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr, X_FRAGMENTS: tl.constexpr, Y_FRAGMENTS: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """`linear_nibbles` for up to 8 rows, with its bits; fast for one or two. Grid: tiles of 16 outputs. A warp sums a chunk of K: weights go
     from memory into the registers that multiply them, DEPTH steps of 64 values ahead, the first before the wait. EARLY: the next launch may
-    begin at once."""
+    begin at once. X_FRAGMENTS, Y_FRAGMENTS: rows of x, of y, are in that order."""
     tile = tl.program_id(0)
     STEPS: tl.constexpr = KW // 64 // CHUNKS
+    PIECE: tl.constexpr = 8 if X_FRAGMENTS else 1  # words of x that a thread has in one piece
     chunk = tl.arange(0, CHUNKS)
     n = tile * 16 + tl.arange(0, 16)
     w_at = w_ptr + tile.to(tl.int64) * (KW * 4) + chunk[:, None] * (STEPS * 256) + tl.arange(0, 256)[None, :]
@@ -305,34 +353,24 @@ def few_nibbles(
     now = ()
     for i in tl.static_range(DEPTH):
         now = now + (tl.load(w_at + i * 256),)
+    scales = few_scales(scale_ptr + g_at, 0, N, DEPTH * 64 // GROUP, GROUP)
     wait(OVERLAP)
     k_at = chunk * (STEPS * 64)
     m = tl.arange(0, 8)
     x_row = x_ptr + tl.minimum(m, rows - 1).to(tl.int64) * LDX  # rows past the last are computed, not stored
     pairs = (
         x_row.to(tl.pointer_type(tl.int32))[None, :, None]
-        + (chunk[:, None] * (STEPS * 32) + tl.arange(0, 4)[None, :])[:, None, :]
+        + (chunk[:, None] * (STEPS * 32) + PIECE * tl.arange(0, 4)[None, :])[:, None, :]
     )
     acc = tl.zeros((CHUNKS, 16, 8), tl.float32)
+    inputs = few_inputs(x_row, pairs, k_at, 0, K, KW, DEPTH, X_FRAGMENTS, ASM)
     for step in tl.range(0, STEPS, DEPTH, num_stages=1):
-        inputs, scales = (), ()  # all that the steps need, asked for before the first waits
-        for i in tl.static_range(4 * DEPTH):
-            at = (k_at + step * 64 + i * 16)[:, None, None]
-            if not ASM:
-                place = at + tl.arange(0, 16)[None, :, None]
-                inputs = inputs + ((tl.load(x_row[None, None, :] + place, mask=place < K, other=0.0),),)
-            elif K == KW:
-                inputs = inputs + ((tl.load(pairs + (step * 32 + i * 8)), tl.load(pairs + (step * 32 + i * 8 + 4))),)
-            else:
-                place = at + 2 * tl.arange(0, 4)[None, None, :]
-                low = tl.load(pairs + (step * 32 + i * 8), mask=place < K, other=0)
-                high = tl.load(pairs + (step * 32 + i * 8 + 4), mask=place + 8 < K, other=0)
-                inputs = inputs + ((low, high),)
-        for i in tl.static_range(DEPTH * 64 // GROUP):
-            scales = scales + (tl.load(scale_ptr + g_at + (step * 64 // GROUP + i) * N),)
-        ahead = now
+        ahead, then, factors = now, inputs, scales
         if STEPS > DEPTH:
             ahead = ()
+            following = tl.minimum(step + DEPTH, STEPS - DEPTH)  # read once more at the end
+            then = few_inputs(x_row, pairs, k_at, following, K, KW, DEPTH, X_FRAGMENTS, ASM)
+            factors = few_scales(scale_ptr + g_at, following, N, DEPTH * 64 // GROUP, GROUP)
             for i in tl.static_range(DEPTH):
                 ahead = ahead + (tl.load(w_at + (step + DEPTH + i) * 256, mask=step + DEPTH + i < STEPS, other=0),)
         part = tl.zeros((CHUNKS, 16, 8), tl.float32)
@@ -351,7 +389,7 @@ def few_nibbles(
                 if (i * 64 + q * 16 + 16) % GROUP == 0:
                     acc += part * (scales[(i * 64 + q * 16) // GROUP].to(tl.float32) * BACK)[:, :, None]
                     part = tl.zeros((CHUNKS, 16, 8), tl.float32)
-        now = ahead
+        now, inputs, scales = ahead, then, factors
     if not EARLY:
         release(OVERLAP)
     pieces = pieces_of(tl.permute(acc, (1, 2, 0)), CHUNKS)
@@ -362,7 +400,7 @@ def few_nibbles(
             whole += pieces[p * (CHUNKS // PARTS) + i]
         total += whole
     finish(
-        total, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, 16, 8,
+        total, tile, m, m < rows, bias_ptr, residual_ptr, y_ptr, N, LDY, LDR, BIAS, RESIDUAL, ACT, GATED, LIMIT, ALPHA, WIDTH, 16, 8, Y_FRAGMENTS,
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Norms, and activations rounded to what the next product takes. One program a row; a row is read twice.
+"""Norms, and activations rounded to what the next product takes. One program a row; a row that is longer than a block is read twice or
+thrice, a shorter one once.
 
 Cost model: bytes = rows·K·(4 read + 1 to 4 written). Sums run over a row in blocks of one size, whatever the number of rows.
 """
@@ -6,7 +7,7 @@ Cost model: bytes = rows·K·(4 read + 1 to 4 written). Sums run over a row in b
 import triton
 import triton.language as tl
 
-from .common import begin
+from .common import begin, fragment
 
 
 @triton.jit
@@ -30,25 +31,37 @@ def near_e4m3(x):
 def norm(
     x_ptr, weight_ptr, bias_ptr, order_ptr, y_ptr, scale_ptr,
     K: tl.constexpr, HEADS: tl.constexpr, LDX: tl.constexpr, LDH: tl.constexpr, KPAD: tl.constexpr,
-    NORM: tl.constexpr, EPS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, ORDER: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    NORM: tl.constexpr, EPS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, ORDER: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr, FRAGMENTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """y[row] = round(norm(x[row])), columns from K to KPAD zero. NORM: "", "rms", "layer", "l2"; ROUND: "" (none), "int8"
-    (codes in ±127 and a scale for the row), "fp8-codes" (likewise), "int8-values" and "fp8" (their values, as bfloat16). ORDER picks inputs."""
-    begin(OVERLAP)
+    (codes in ±127 and a scale for the row), "fp8-codes" (likewise), "int8-values" and "fp8" (their values, as bfloat16). ORDER picks inputs.
+    Up to FRAGMENTS rows are stored in that order: by this kernel, since in another the compiler may lay out a sum otherwise."""
     row = tl.program_id(0).to(tl.int64)
     x_row = x_ptr + (row // HEADS) * LDX + (row % HEADS) * LDH
     lane = tl.arange(0, BLOCK)
+    WHOLE: tl.constexpr = K <= BLOCK  # a row is read once, its weights before what the launches before write is there
+    x = tl.zeros((BLOCK,), tl.float32)
+    w = x
+    if WHOLE and WEIGHT:
+        w = tl.load(weight_ptr + lane, mask=lane < K, other=0.0)
+    begin(OVERLAP)
+    if WHOLE and not ORDER:
+        x = tl.load(x_row + lane, mask=lane < K, other=0.0)
     mean = 0.0
     factor = 1.0
     if NORM == "layer":
         total = tl.zeros((BLOCK,), tl.float32)
         for k0 in range(0, K, BLOCK):
-            total += tl.load(x_row + k0 + lane, mask=k0 + lane < K, other=0.0)
+            if ORDER or not WHOLE:
+                x = tl.load(x_row + k0 + lane, mask=k0 + lane < K, other=0.0)
+            total += x
         mean = tl.sum(total, 0) / K
     if NORM != "":
         squares = tl.zeros((BLOCK,), tl.float32)
         for k0 in range(0, K, BLOCK):
-            d = tl.where(k0 + lane < K, tl.load(x_row + k0 + lane, mask=k0 + lane < K, other=0.0) - mean, 0.0)
+            if ORDER or not WHOLE:
+                x = tl.load(x_row + k0 + lane, mask=k0 + lane < K, other=0.0)
+            d = tl.where(k0 + lane < K, x - mean, 0.0)
             squares += d * d
         square = tl.sum(squares, 0)
         if NORM != "l2":
@@ -59,9 +72,13 @@ def norm(
         largest = tl.zeros((BLOCK,), tl.float32)
         for k0 in range(0, K, BLOCK):
             inside = k0 + lane < K
-            v = (tl.load(x_row + k0 + lane, mask=inside, other=0.0) - mean) * factor
+            if ORDER or not WHOLE:
+                x = tl.load(x_row + k0 + lane, mask=inside, other=0.0)
+            v = (x - mean) * factor
             if WEIGHT:
-                v = v * tl.load(weight_ptr + k0 + lane, mask=inside, other=0.0)
+                if not WHOLE:
+                    w = tl.load(weight_ptr + k0 + lane, mask=inside, other=0.0)
+                v = v * w
             if BIAS:
                 v = v + tl.load(bias_ptr + k0 + lane, mask=inside, other=0.0)
             if ROUND != "int8":
@@ -73,9 +90,13 @@ def norm(
         inside = k < K
         if ORDER:
             k = tl.load(order_ptr + k, mask=inside, other=0)
-        v = (tl.load(x_row + k, mask=inside, other=0.0) - mean) * factor
+        if ORDER or not WHOLE:
+            x = tl.load(x_row + k, mask=inside, other=0.0)
+        v = (x - mean) * factor
         if WEIGHT:
-            v = v * tl.load(weight_ptr + k, mask=inside, other=0.0)
+            if ORDER or not WHOLE:
+                w = tl.load(weight_ptr + k, mask=inside, other=0.0)
+            v = v * w
         if BIAS:
             v = v + tl.load(bias_ptr + k, mask=inside, other=0.0)
         v = tl.where(inside, v, 0.0)
@@ -91,7 +112,11 @@ def norm(
             v = near_e4m3(t)
             if ROUND == "fp8":
                 v = v * scale
-        tl.store(y_ptr + row * KPAD + k0 + lane, v.to(y_ptr.dtype.element_ty), mask=k0 + lane < KPAD)
+        y = v.to(y_ptr.dtype.element_ty)
+        if FRAGMENTS > 0 and tl.num_programs(0) <= FRAGMENTS:
+            tl.store(y_ptr + row * KPAD + fragment(k0 + lane), y, mask=k0 + lane < KPAD)
+        else:
+            tl.store(y_ptr + row * KPAD + k0 + lane, y, mask=k0 + lane < KPAD)
     if ROUND == "int8":
         tl.store(scale_ptr + row, tl.where(most > 1e-35, most / 127.0, 0.0))
     if ROUND == "fp8-codes":
