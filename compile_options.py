@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .quant.scheme import Scheme
 
 DTYPES = ("auto", "f32", "f16", "bf16")
-KV_DTYPES = (*DTYPES, "int8", "fp8")
+KV_DTYPES = (*DTYPES, "int16", "int8", "fp8")
 
 
 @dataclass(frozen=True)

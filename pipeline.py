@@ -144,7 +144,13 @@ def _compile(
             raise UsageError("--activations has no effect: nothing is quantized", "give --quant as well")
         dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
         cache = checkpoint.cache if settings.kv_dtype == "auto" and settings.quant == "none" else None
-        kv_dtype = cache.kind if cache is not None else dtype if settings.kv_dtype == "auto" else settings.kv_dtype
+        kv_dtype = (
+            cache.kind
+            if cache is not None
+            else _cache_dtype(dtype, targets)
+            if settings.kv_dtype == "auto"
+            else settings.kv_dtype
+        )
         context = _context(checkpoint, settings.context)
     with progress.stage("capture", "Capturing the model's forward"):
         captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)
@@ -298,6 +304,11 @@ def _toolchains(targets: Targets, settings: CompileOptions) -> dict[str, str]:
     found = {"compiler": toolchain(settings.cc)} if targets.levels or settings.gpu_layers else {}
     found |= {"triton": triton_toolchain()} if targets.gpus else {}
     return found | ({"hip": toolchain()} if any(gpu.family == "rocm" for gpu in targets.gpus) else {})
+
+
+def _cache_dtype(dtype: str, targets: Targets) -> str:
+    """What a model's cache is in where nothing else is asked for: 16-bit codes instead of bfloat16, which no GPU's kernels have (ADR 32)."""
+    return "int16" if dtype == "bf16" and not targets.gpus else dtype
 
 
 def _context(checkpoint: Checkpoint, wanted: int) -> int:

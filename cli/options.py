@@ -106,7 +106,7 @@ def compiling(command: F) -> F:
                 default="auto",
                 show_default=True,
                 metavar="DTYPE",
-                help="Key/value cache: auto (as the checkpoint asks, or --dtype), f32, f16, bf16, int8 or fp8.",
+                help="Key/value cache: auto (as the checkpoint asks; int16 for bf16 without a GPU target; or --dtype), f32, f16, bf16, int16, int8 or fp8.",
             ),
             click.option("--context", type=int, default=0, metavar="N", help="Positions served (default: the model's maximum)."),
             click.option("--trust-remote-code", is_flag=True, help="Run Python code that the checkpoint brings. Read it first."),

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .triton.plan import Lowered
     from .triton.target import GpuTarget
 
-ELEMENT = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "e4m3": 1}
+SCALED = ("i16", "i8", "e4m3")
+"""Caches of codes, with a scale for each position."""
+ELEMENT = {"f32": 4, "f16": 2, "bf16": 2, "i16": 2, "i8": 1, "e4m3": 1}
 STEP_ROWS = 64
 CPU_LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
 
@@ -66,7 +68,7 @@ def expand_targets(targets: Iterable[str]) -> Targets:
 
 def _block_bytes(cache: Cache) -> int:
     element = ELEMENT[cache.kind]
-    scales = 2 * BLOCK * 4 if element == 1 else 0
+    scales = 2 * BLOCK * 4 if cache.kind in SCALED else 0
     return cache.groups * (BLOCK * (-(-cache.dk // 32) * 32 + -(-cache.dv // 16) * 16) * element + scales)
 
 

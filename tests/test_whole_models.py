@@ -55,6 +55,8 @@ def test_no_schedule_changes_a_bit(key, checkpoint, artifact, random):
         ("gpt_oss", {"quant": "int8:channel/bf16"}),
         ("gemma2", {"quant": "int4", "dtype": "bf16"}),
         ("llama", {"kv_dtype": "int8"}),
+        ("llama", {"kv_dtype": "int16"}),
+        ("gemma2", {"kv_dtype": "int16", "quant": "int4:g32/int8"}),
         ("qwen3", {"kv_dtype": "fp8"}),
         ("gpt_neox", {"kv_dtype": "f16"}),
         ("qwen3", {"dtype": "bf16"}),
@@ -70,7 +72,16 @@ def test_no_schedule_changes_a_bit_of_a_narrow_model(key, options, checkpoint, a
 
 @pytest.mark.parametrize(
     ("key", "kv_dtype"),
-    [("llama", "int8"), ("llama", "f16"), ("gemma3_text", "int8"), ("qwen3", "f16"), ("llama", "fp8"), ("gpt_neox", "fp8")],
+    [
+        ("llama", "int8"),
+        ("llama", "f16"),
+        ("llama", "int16"),
+        ("gpt_oss", "int16"),
+        ("gemma3_text", "int8"),
+        ("qwen3", "f16"),
+        ("llama", "fp8"),
+        ("gpt_neox", "fp8"),
+    ],
 )
 def test_a_narrow_cache_stays_close(key, kv_dtype, checkpoint, artifact, random):
     folder, ids = checkpoint(key), draw(random)

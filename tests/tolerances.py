@@ -15,6 +15,7 @@ LOGITS = {
     ("f32", "kv:int8"): 1.5e-2,
     # Only keys and values are rounded, to 11 bits: 2⁻¹² · √4 roundings, tails included.
     ("f32", "kv:fp8"): 6e-2,
+    ("f32", "kv:int16"): 3e-3,
     ("f32", "kv:f16"): 1.5e-3,
 }
 

@@ -32,7 +32,7 @@ from ..packing import ROUNDING, Kind, kind_of, tile_bytes, why_not_faster
 from . import generic
 
 OAI = 100
-KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8", "fp8": "e4m3"}
+KV_KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int16": "i16", "int8": "i8", "fp8": "e4m3"}
 
 
 @dataclass
@@ -470,7 +470,8 @@ heads_{kind.name}(s, tid, (int)({c_dim(rows)}), &w, {count}, {_codes_bytes(n, k,
 attend_{self.kv_kind}(s, tid, &a);"""
         if not op.causal:
             raise UnsupportedError(f"attention that is not causal ({node.scope})")
-        self.kinds["float"].add(self.kv_kind)
+        if self.kv_kind != "i16":
+            self.kinds["float"].add(self.kv_kind)
         share = heads // groups
         limits = self.limits
         limits["dk"], limits["dv"] = max(limits["dk"], -(-dk // 32) * 32), max(limits["dv"], -(-dv // 16) * 16)

@@ -112,7 +112,7 @@ def render(
         "few_rows": (1, 2, 3, 4, 5, 6, 7, 8),
         "dot_rows": (1, 2, 3, 4, 6, 12),
     }
-    caches = {"kv_kinds": sorted(kinds["kv"]), "kv_rows": (1, 2, 3, 4)}
+    caches = {"kv_kinds": sorted(kinds["kv"]), "kv_rows": (1, 2, 3, 4), "pair_rows": (1, 2, 3, 4, 5, 6)}
     limits, places = lowered.limits, place_caches(lowered.caches, tables)
     step = templates.get_template("step.c.j2").render(
         **common,

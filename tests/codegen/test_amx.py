@@ -38,6 +38,13 @@ def tiles(tmp_path_factory):
         ("llama", {}, {"quant": "int8:g32/int8"}),
         ("llama", {}, {"quant": "int8/int8"}),
         ("llama", {"head_dim": 64}, {"kv_dtype": "int8"}),
+        (
+            "llama",
+            {"head_dim": 80, "num_attention_heads": 8, "num_key_value_heads": 1},
+            {"kv_dtype": "int16", "quant": "int8:g64/int8"},
+        ),
+        ("gpt_oss", {}, {"kv_dtype": "int16", "quant": "int4"}),
+        ("glm_moe_dsa", {}, {"kv_dtype": "int16"}),
         ("gpt_oss", {}, {"quant": "int4"}),
         ("mixtral", {}, {"quant": "int8:g64/int8"}),
         ("qwen3_moe", {}, {"quant": "int4:g64:asym/int8"}),

@@ -74,7 +74,7 @@ def test_artifacts_of_every_kind_of_weight(checkpoint, tmp_path, quant, bound):
     assert report.quant["model.layers.*.self_attn.kv_b_proj"].startswith(quant.partition(":")[0].replace("fp8", "fp8_e4m3"))
 
 
-@pytest.mark.parametrize(("kv_dtype", "bound"), [("f16", 1e-3), ("bf16", 1e-2), ("int8", 3e-2), ("fp8", 0.1)])
+@pytest.mark.parametrize(("kv_dtype", "bound"), [("f16", 1e-3), ("int16", 3e-3), ("bf16", 1e-2), ("int8", 3e-2), ("fp8", 0.1)])
 def test_values_are_read_out_of_keys_in_every_cache(checkpoint, tmp_path, random, kv_dtype, bound):
     """Heads that are no multiple of a tile's rows, values that are no multiple of 16: the same bits alone and in a batch."""
     shape = {"kv_lora_rank": 40, "qk_rope_head_dim": 8, "num_attention_heads": 6, "num_key_value_heads": 6}

@@ -56,6 +56,13 @@ INLINE v16 abs16(v16 a) { return (v16)((u16v)a & 0x7fffffffu); }
 /* Round to the nearest integer, ties to even, |x| < 2^22: the constant pushes the fraction out of the mantissa. */
 INLINE v16 rint16(v16 x) { v16 m = splat(12582912.0f); return (x + m) - m; }
 INLINE i16v to_int16(v16 x) { return __builtin_convertvector(x, i16v); }
+INLINE i16v near_int16(v16 x) { /* to_int16(rint16(x)) */
+#if defined(__AVX512F__)
+    return (i16v)_mm512_cvtps_epi32((__m512)x);
+#else
+    return to_int16(rint16(x));
+#endif
+}
 INLINE v16 to_float16v(i16v x) { return __builtin_convertvector(x, v16); }
 
 /* Round float32 to bfloat16 precision (nearest even), kept as float32. NaN stays NaN. */
@@ -86,10 +93,25 @@ INLINE float hmax16(v16 v) {
     return t[0];
 }
 
+/* acc + the products of pairs of 16-bit numbers, exactly: of lane i, w's and x's two. */
+INLINE i16v dot_pairs(i16v acc, u16v w, u16v x) {
+#if defined(__AVX512VNNI__)
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));   /* of the intrinsic clang makes two instructions */
+    return acc;
+#elif defined(__AVX2__)
+    __m256i a[2], b[2], c[2];
+    memcpy(a, &w, 64); memcpy(b, &x, 64); memcpy(c, &acc, 64);
+    for (int i = 0; i < 2; i++) c[i] = _mm256_add_epi32(c[i], _mm256_madd_epi16(a[i], b[i]));
+    memcpy(&acc, c, 64);
+    return acc;
+#else
+    return acc + ((i16v)(w << 16) >> 16) * ((i16v)(x << 16) >> 16) + ((i16v)w >> 16) * ((i16v)x >> 16);
+#endif
+}
+
 /* --- functions: polynomials of our own, so that no library's version changes a bit ------------------------------- */
 
-INLINE v16 exp16(v16 x) {
-    x = min16(splat(88.72283f), max16(splat(-104.0f), x)); /* in this order NaN stays NaN */
+INLINE v16 exp_within16(v16 x) { /* for -104 <= x <= 88.72283 */
     v16 n = rint16(x * splat(1.44269504088896341f));
     v16 r = fma16(n, splat(-0.693359375f), x);
     r = fma16(n, splat(2.12194440e-4f), r);
@@ -108,6 +130,7 @@ INLINE v16 exp16(v16 x) {
     return p * (v16)((half + 127) << 23) * (v16)((k - half + 127) << 23);
 #endif
 }
+INLINE v16 exp16(v16 x) { return exp_within16(min16(splat(88.72283f), max16(splat(-104.0f), x))); } /* in this order NaN stays NaN */
 INLINE v16 log16(v16 x) { /* x > 0; 0 gives -inf, negative gives NaN */
     v16 tiny = (v16)(x < splat(1.17549435e-38f));
     v16 scaled = select16((i16v)tiny, x * splat(8388608.0f), x);
