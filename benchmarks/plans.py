@@ -41,7 +41,7 @@ def plan(name: str, scheme: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="llmc-plan-") as folder:
         AutoConfig.for_model(kind, **fields, dtype="bfloat16").save_pretrained(folder)
         start = time.perf_counter()
-        llmc.compile(folder, Path(folder) / "plan.llmc", quant=scheme, target="cpu:x86-64-v4", weights="none")
+        llmc.compile(folder, Path(folder) / "plan.llmc", quant=scheme, kv_dtype="bf16", target="cpu:x86-64-v4", weights="none")
         seconds = time.perf_counter() - start
         with open_artifact(Path(folder) / "plan.llmc") as artifact:
             manifest = artifact.manifest

@@ -21,10 +21,10 @@ from ...runtime.plan import BLOCK, FEW_SPLITS, ONE, ONE_SPLITS, SHORT, SPLIT, SP
 from ..lowering import CARRY, Cache
 from ..tuning import Tuning
 from . import generic
-from .plan import TYPES, Lowered, Variant, power
+from .plan import TYPES, Kernel, Lowered, Variant, power
 from .products import ProductLowering
 from .target import GpuTarget
-from .tiles import attention_tiles
+from .tiles import AttentionTile, attention_tiles
 
 PARTS = 64
 """Programs that look for a row's largest logit."""
@@ -120,16 +120,20 @@ class GpuLowering(ProductLowering):
         heads, groups = q[2], k[2]
         cache = len(self.caches)
         self.caches.append(Cache(groups, dk, dv, self.kv_kind, op.reach))
-        kv, inner = TYPES[self.kv_kind], "ieee"
+        kv = TYPES[self.kv_kind]
         turned = self.new_buffer(self.kv_kind, Sym("T", heads * dk))
         out = self._output(node.output)
         table = self.layout(at["table"]) if "table" in at else None
         pairs = at["table"].type.shape[-1] if "table" in at else 0
+        sides: dict[str, Any] = {
+            "H": heads, "G": groups, "DK": dk, "DV": dv, "LDQ": q[3], "LDQH": q[4], "LDK": k[3], "LDKH": k[4], "LDV": v[3], "LDVH": v[4], "PAIRS": pairs, "OFFSET": op.offset,
+            "INTERLEAVED": op.interleaved,
+        }  # fmt: skip
+        rows = [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table]
         together = math.gcd(heads, groups, 8)
         write = self._kernel(
             "attention", "write_cache", ["*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "*i32", kv, kv, kv], warps=4 if together == 8 else 1,
-            H=heads, G=groups, DK=dk, DV=dv, LDQ=q[3], LDQH=q[4], LDK=k[3], LDKH=k[4], LDV=v[3], LDVH=v[4], Q_NORM=op.q_norm, K_NORM=op.k_norm,
-            EPS=float(op.eps), PAIRS=pairs, OFFSET=op.offset, INTERLEAVED=op.interleaved, BLOCK=power(max(dk, dv)), HEADS=together,
+            Q_NORM=op.q_norm, K_NORM=op.k_norm, EPS=float(op.eps), BLOCK=power(max(dk, dv)), HEADS=together, **sides,
         )  # fmt: skip
         norms = [self.vector(at[n]) if n in at else None for n in ("q_norm", "k_norm")]
         joins = self.target.family == "cuda" and not (
@@ -137,65 +141,51 @@ class GpuLowering(ProductLowering):
         )  # a norm's sum follows from how many rows a program has
         steps = tuple(s for s in STEPS if s > ONE_SPLITS) if joins else ()
         caches = [f"cache_k:{cache}", f"cache_v:{cache}"]
-        self._launch(
-            node,
-            [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, *norms, f"slots:{cache}", turned, *caches],
-            write,
-            [["T", 1, 1], ["1", heads + 2 * groups, together]],
-            steps=steps,
-        )
+        grid: list[list[Any]] = [["T", 1, 1], ["1", heads + 2 * groups, together]]
+        self._launch(node, [*rows, *norms, f"slots:{cache}", turned, *caches], write, grid, steps=steps)
         share = heads // groups
         dkp, dvp = power(dk), power(dv)
         extra = [self.vector(at[n]) if n in at else None for n in ("sinks", "slopes")]
         to = TYPES[out.buffer.dtype]
         tiles = attention_tiles(self.target, share, dkp + dvp, self.kv_kind)
+        constants: dict[str, Any] = {
+            "H": heads, "G": groups, "DK": dk, "DV": dv, "DVP": dvp, "SCALE": float(op.scale), "SOFTCAP": float(op.softcap), "WINDOW": op.window, "CHUNK": op.chunk,
+            "SLOPES": op.slopes, "SPLIT": SPLIT, "PAGE": BLOCK,
+        }  # fmt: skip
         variants = []
         signature = [kv, kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*i32", "*i32", "*fp32", to, "i32"]
         shapes = list(zip((FEW_SPLITS, SPLITS, SHORT, 0), (False, False, True, True), tiles, strict=True))
         if self.fast and dk % 8 == 0 and share <= SPLIT_HEADS:
-            constants: dict[str, Any] = {
-                "H": heads, "G": groups, "DK": dk, "DV": dv, "DVP": dvp, "SCALE": float(op.scale), "SOFTCAP": float(op.softcap), "WINDOW": op.window,
-                "CHUNK": op.chunk, "SLOPES": op.slopes, "SPLIT": SPLIT, "PAGE": BLOCK, "ROWS": share, "CHANNELS": min(dvp, 4 * self.target.warp),
-            }  # fmt: skip
-            kernel = self._hip("attend_split", signature, **constants)
+            kernel = self._hip("attend_split", signature, ROWS=share, CHANNELS=min(dvp, 4 * self.target.warp), **constants)
             variants.append(Variant(SPLITS, kernel, [["1", groups, 1], ["TILES", 1, 1], ["SPLITS", 1, 1]], 1))
             shapes = shapes[2:]
+
+        def attend(name: str, signature: list[str], tile: AttentionTile, **more: Any) -> Kernel:
+            return self._kernel(
+                "attention", name, signature, tile.warps, tile.stages, DKP=dkp, SINKS=op.sinks, BN=tile.bn, BM=tile.bm, INNER="ieee", STAGES=tile.stages,
+                ASM=self.target.family == "cuda", AHEAD=tile.ahead, **constants | more,
+            )  # fmt: skip
+
+        early = self.target.overlaps and not op.reach
         for most, alone, tile in shapes:
-            kernel = self._kernel(
-                "attention", "attend", signature, tile.warps, tile.stages,
-                H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk,
-                SINKS=op.sinks, SLOPES=op.slopes, SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=BLOCK, INNER=inner, STAGES=tile.stages, ALONE=alone, ASM=self.target.family == "cuda", AHEAD=tile.ahead,
-                EARLY=self.target.overlaps and most == FEW_SPLITS and not op.reach,
-            )  # fmt: skip
-            grid: list[list[Any]] = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
+            kernel = attend("attend", signature, tile, ALONE=alone, EARLY=early and most == FEW_SPLITS)
+            grid = [["1", groups, 1], ["TILES", 1, 1], ["1" if alone else "SPLITS", 1, 1]]
             variants.append(Variant(most, kernel, grid, tile.bm // share))
-        self._launch(
-            node, [turned, *caches, *extra, "tiles", "input:start", "input:pos", f"block_tables:{cache}", "scratch:part", out, "size:BLOCKS"], variants,
-            rows=Sym("STEP", 1), scheme=self.kv_kind, steps=steps,
-        )  # fmt: skip
+        where = [*extra, "tiles", "input:start", "input:pos", f"block_tables:{cache}", "scratch:part", out, "size:BLOCKS"]
+        self._launch(node, [turned, *caches, *where], variants, rows=Sym("STEP", 1), scheme=self.kv_kind, steps=steps)
         if joins:
-            tile = tiles[0]
-            kernel = self._kernel(
-                "attention", "attend_one", ["*fp32", "*fp32", "*fp32", "*fp32", "*i32", kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*fp32", to, "i32"], tile.warps, tile.stages,
-                H=heads, G=groups, DK=dk, DV=dv, DKP=dkp, DVP=dvp, LDQ=q[3], LDQH=q[4], LDK=k[3], LDKH=k[4], LDV=v[3], LDVH=v[4], PAIRS=pairs, OFFSET=op.offset, INTERLEAVED=op.interleaved,
-                SCALE=float(op.scale), SOFTCAP=float(op.softcap), WINDOW=op.window, CHUNK=op.chunk, SINKS=op.sinks, SLOPES=op.slopes,
-                SPLIT=SPLIT, BN=tile.bn, BM=tile.bm, PAGE=BLOCK, INNER=inner, STAGES=tile.stages, ASM=True, AHEAD=tile.ahead, EARLY=self.target.overlaps and not op.reach,
-            )  # fmt: skip
+            signature = ["*fp32", "*fp32", "*fp32", "*fp32", "*i32", kv, kv, "*fp32", "*fp32", "*i32", "*i32", "*fp32", to, "i32"]
+            kernel = attend("attend_one", signature, tiles[0], EARLY=early, **sides)
+            where = [*extra, "input:pos", f"block_tables:{cache}", "scratch:part", out, "size:BLOCKS"]
+            grid = [["1", groups, 1], ["S", 1, 1], ["SPLITS", 1, 1]]
             self._launch(
-                node,
-                [(q[0], q[5]), (k[0], k[5]), (v[0], v[5]), table, f"slots:{cache}", *caches, *extra, "input:pos", f"block_tables:{cache}", "scratch:part", out, "size:BLOCKS"],
-                kernel, [["1", groups, 1], ["S", 1, 1], ["SPLITS", 1, 1]], scheme=self.kv_kind, steps=(ONE, ONE_SPLITS),
-            )  # fmt: skip
+                node, [*rows, f"slots:{cache}", *caches, *where], kernel, grid, scheme=self.kv_kind, steps=(ONE, ONE_SPLITS)
+            )
         merge = self._kernel(
             "attention", "merge", ["*fp32", "*fp32", to, "i32"], warps=1, H=heads, DV=dv, DVP=dvp, SINKS=op.sinks, TOGETHER=8
         )
-        self._launch(
-            node,
-            ["scratch:part", extra[0], out, "size:SPLITS"],
-            merge,
-            [["T", 1, 1], ["1", heads, 1]],
-            steps=tuple(s for s in STEPS if (ONE if joins else 0) < s <= SPLITS),
-        )
+        grid, merged = [["T", 1, 1], ["1", heads, 1]], tuple(s for s in STEPS if (ONE if joins else 0) < s <= SPLITS)
+        self._launch(node, ["scratch:part", extra[0], out, "size:SPLITS"], merge, grid, steps=merged)
         self.part_floats = max(self.part_floats, heads * (dvp + 2))
 
 
