@@ -76,7 +76,7 @@ def test_no_schedule_changes_a_bit_of_a_narrow_model(key, options, checkpoint, a
         ("llama", "int8"),
         ("llama", "f16"),
         ("llama", "int16"),
-        ("gpt_oss", "int16"),
+        ("gemma2", "int16"),
         ("gemma3_text", "int8"),
         ("qwen3", "f16"),
         ("llama", "fp8"),
