@@ -144,13 +144,9 @@ def _compile(
             raise UsageError("--activations has no effect: nothing is quantized", "give --quant as well")
         dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
         cache = checkpoint.cache if settings.kv_dtype == "auto" and settings.quant == "none" else None
-        kv_dtype = (
-            cache.kind
-            if cache is not None
-            else _cache_dtype(dtype, targets)
-            if settings.kv_dtype == "auto"
-            else settings.kv_dtype
-        )
+        kv_dtype = settings.kv_dtype
+        if kv_dtype == "auto":
+            kv_dtype = cache.kind if cache is not None else _cache_dtype(dtype, targets)
         context = _context(checkpoint, settings.context)
     with progress.stage("capture", "Capturing the model's forward"):
         captured, imported = front_end(checkpoint, dtype, context, settings.trust_remote_code)

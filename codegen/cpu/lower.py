@@ -470,7 +470,7 @@ heads_{kind.name}(s, tid, (int)({c_dim(rows)}), &w, {count}, {_codes_bytes(n, k,
 attend_{self.kv_kind}(s, tid, &a);"""
         if not op.causal:
             raise UnsupportedError(f"attention that is not causal ({node.scope})")
-        if self.kv_kind != "i16":
+        if self.kv_kind != "i16":  # which is multiplied as integers
             self.kinds["float"].add(self.kv_kind)
         share = heads // groups
         limits = self.limits

@@ -136,9 +136,8 @@ class GpuLowering(ProductLowering):
             Q_NORM=op.q_norm, K_NORM=op.k_norm, EPS=float(op.eps), BLOCK=power(max(dk, dv)), HEADS=together, **sides,
         )  # fmt: skip
         norms = [self.vector(at[n]) if n in at else None for n in ("q_norm", "k_norm")]
-        joins = self.target.family == "cuda" and not (
-            op.q_norm or op.k_norm
-        )  # a norm's sum follows from how many rows a program has
+        # a norm's sum follows from how many rows a program has
+        joins = self.target.family == "cuda" and not (op.q_norm or op.k_norm)
         steps = tuple(s for s in STEPS if s > ONE_SPLITS) if joins else ()
         caches = [f"cache_k:{cache}", f"cache_v:{cache}"]
         grid: list[list[Any]] = [["T", 1, 1], ["1", heads + 2 * groups, together]]

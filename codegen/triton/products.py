@@ -395,19 +395,10 @@ class ProductLowering(PlanLowering):
         paired = constants["LDX"] % 2 == 0 and (not isinstance(x, tuple) or x[1] % 2 == 0)  # rows as words of two values
         few = cut.few if paired else None
         if few is not None:
+            ordered = self._in_fragments(x, rows, few.most, constants)
             kernel = self._kernel(
-                "linear",
-                "few_nibbles",
-                signature,
-                cut.chunks,
-                1,
-                few.registers,
-                DEPTH=few.depth,
-                EARLY=few.early,
-                X_FRAGMENTS=self._in_fragments(x, rows, few.most, constants),
-                Y_FRAGMENTS=False,
-                **constants,
-            )
+                "linear", "few_nibbles", signature, cut.chunks, 1, few.registers, DEPTH=few.depth, EARLY=few.early, X_FRAGMENTS=ordered, Y_FRAGMENTS=False, **constants,
+            )  # fmt: skip
             variants.append(Variant(few.most, kernel, [["1", packed, 16]]))
         for tile in cut.tiles:
             kernel = self._kernel(
@@ -417,16 +408,16 @@ class ProductLowering(PlanLowering):
             variants.append(Variant(tile.most, kernel, grid))
         given = [x, f"device:{codes}", f"device:{scales}", zeros, "scratch:part", *last]
         self._launch(node, given, variants, weight_bytes=self.device[codes].bytes, product=name, **facts)
-        if few is not None and self._readers(node.output) == 1:
+        if few is not None and self._read_once(node.output):
             self._writers[last[2].buffer] = self.launches[-1]
         self._close(node, last, types, constants, cut.parts, rows, few.most if few is not None else 0)
 
-    def _readers(self, value: Value) -> int:
-        """How many nodes read a value, through views too."""
-        if value in self.graph.outputs:
-            return 2
+    def _read_once(self, value: Value) -> bool:
+        """Whether one node alone reads a value, through views too."""
         users = self.users.get(value.name, [])
-        return sum(self._readers(user.output) if user.op.name == "view" else 1 for user in users)
+        if value in self.graph.outputs or len(users) != 1:
+            return False
+        return users[0].op.name != "view" or self._read_once(users[0].output)
 
     def _in_fragments(self, x: Any, rows: Dim, most: int, constants: dict[str, Any]) -> bool:
         """Have the rows that this product alone reads written in the order of fragments where they are so few that it takes them so."""

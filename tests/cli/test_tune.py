@@ -122,7 +122,9 @@ class Device:
         self.closed = True
 
 
-def test_a_search_on_a_gpu_takes_what_is_faster_and_keeps_the_bits(llmc, fails, source, here, monkeypatch):
+@pytest.fixture
+def devices(monkeypatch):
+    """What a search makes in a machine with such a GPU of the kind sm_90."""
     made = []
 
     def executor(case, choice):
@@ -134,10 +136,14 @@ def test_a_search_on_a_gpu_takes_what_is_faster_and_keeps_the_bits(llmc, fails, 
     monkeypatch.setattr(search_gpu._Case, "executor", executor)
     chip = SimpleNamespace(probe=lambda: "sm_90", runs=lambda binary, device: binary == device)
     monkeypatch.setattr(search_gpu, "driver_module", lambda family: chip)
+    return made
+
+
+def test_a_search_on_a_gpu_takes_what_is_faster_and_keeps_the_bits(llmc, fails, source, here, devices):
     arguments = ("tune", "-o", "t.json", "--target", "cuda", "--model", source, "--quant", "bf16", "--quant", "int4:g32/bf16")
     shown = llmc(*arguments, "--json").json
     assert shown == json.loads((here / "t.json").read_text())
-    assert all(device.closed for device in made)
+    assert all(device.closed for device in devices)
     found = shown["levels"]["cuda:sm_90"]
     assert found, "nothing was faster"
     assert all(fields.get("stages") == 5 for tiles in found.values() for fields in tiles.values())
@@ -185,14 +191,7 @@ def test_a_search_writes_a_table_that_a_compile_takes(llmc, source, here, monkey
     llmc("compile", source, "-o", "x.llmc", "--quant", "int8", "--tuning", "t.json", "--target", "cpu:native")
 
 
-def test_a_search_on_a_gpu_takes_files(llmc, fails, source, here, monkeypatch):
-    def executor(case, choice):
-        emitted, owners = case.lowered(choice)
-        return Device({kernel.name: kernel for kernel in emitted.plans[0][1].kernels() if kernel.name in owners}), owners
-
-    monkeypatch.setattr(search_gpu._Case, "executor", executor)
-    chip = SimpleNamespace(probe=lambda: "sm_90", runs=lambda binary, device: binary == device)
-    monkeypatch.setattr(search_gpu, "driver_module", lambda family: chip)
+def test_a_search_on_a_gpu_takes_files(llmc, fails, source, here, devices):
     for quant, name, target in (("bf16", "a", "cuda:sm_90"), ("int4:g32/bf16", "b", "cuda:sm_90"), ("bf16", "cpu", "cpu:native")):
         llmc("compile", source, "-o", f"{name}.llmc", "--quant", quant, "--target", target, "--weights", "none")
     shown = llmc("tune", "a.llmc", "b.llmc", "-o", "t.json", "--target", "cuda", "--json").json

@@ -167,6 +167,26 @@ def split_sums(
 
 
 @triton.jit
+def one_split(
+    q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z, whole, last, at, valid, slope, g, SPLIT: tl.constexpr,
+    G: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr, SLOPES: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PAGE: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """`split_sums` of split z; every row sees to their end those before split `whole`."""
+    if z < whole:
+        m, l, acc = split_sums(
+            q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, (z + 1) * SPLIT, last, at, valid, slope, g,
+            G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, False,
+        )  # fmt: skip
+    else:
+        m, l, acc = split_sums(
+            q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, tl.minimum((z + 1) * SPLIT, last + 1), last, at, valid, slope, g,
+            G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, True,
+        )  # fmt: skip
+    return m, l, acc
+
+
+@triton.jit
 def ask(cache_ptr, block_ptr, low, end, g, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr):
     """Ask for a split's rows before position `end`, which earlier steps have written."""
     SIZE: tl.constexpr = cache_ptr.dtype.element_ty.primitive_bitwidth // 8
@@ -273,16 +293,10 @@ def attend(
         if (z < from_split) | (z >= to_split):
             tl.store(part_ptr + place, tl.full((BM,), float("-inf"), tl.float32), mask=valid)
         else:
-            if z < whole:
-                m, l, acc = split_sums(
-                    q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, (z + 1) * SPLIT, last, at, valid, slope, g,
-                    G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, False,
-                )  # fmt: skip
-            else:
-                m, l, acc = split_sums(
-                    q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, tl.minimum((z + 1) * SPLIT, last + 1), last, at, valid, slope, g,
-                    G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, True,
-                )  # fmt: skip
+            m, l, acc = one_split(
+                q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z, whole, last, at, valid, slope, g, SPLIT,
+                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD,
+            )  # fmt: skip
             tl.store(part_ptr + place, m, mask=valid)
             tl.store(part_ptr + place + 1, tl.max(l, 1), mask=valid)
             tl.store(part_ptr + place[:, None] + 2 + dv[None, :], acc, mask=valid[:, None])
@@ -382,16 +396,10 @@ def attend_one(
         whole = from_split  # splits before this one are seen by every row, to their end
         if WINDOW == 0 and CHUNK == 0:
             whole = (pos + 1) // SPLIT
-        if z < whole:
-            m, l, acc = split_sums(
-                q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, (z + 1) * SPLIT, pos, at, valid, slope, g,
-                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, False,
-            )  # fmt: skip
-        else:
-            m, l, acc = split_sums(
-                q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z * SPLIT, tl.minimum((z + 1) * SPLIT, pos + 1), pos, at, valid, slope, g,
-                G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD, True,
-            )  # fmt: skip
+        m, l, acc = one_split(
+            q, k_cache_ptr, v_cache_ptr, block_ptr, max_blocks, z, whole, pos, at, valid, slope, g, SPLIT,
+            G, DK, DV, DKP, DVP, SCALE, SOFTCAP, WINDOW, CHUNK, SLOPES, BN, BM, PAGE, INNER, STAGES, ASM, AHEAD,
+        )  # fmt: skip
         weights = tl.max(l, 1)
         if splits == 1:
             out = closed(m, weights, acc, sinks_ptr, head, valid, SINKS)
